@@ -1,0 +1,1 @@
+"""What the network computes: one device, no training, no parallelism."""

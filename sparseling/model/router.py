@@ -1,0 +1,68 @@
+"""The router: fp32 sigmoid scores, a bias that only chooses, group-limited top-k (L2 §2.2; DS3 eq. 12 to 16)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Where each token went: logits [tokens, experts] fp32 (before sigmoid and bias), expert_ids and weights [tokens, k]."""
+
+    logits: Tensor
+    expert_ids: Tensor
+    weights: Tensor
+
+
+class Router(nn.Module):
+    """Scores every expert for every token and keeps `num_experts_per_tok` of them."""
+
+    expert_bias: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.groups, self.groups_kept = config.groups
+        self.k = config.num_experts_per_tok
+        self.scale = config.routed_scaling_factor
+        self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
+        self.register_buffer("expert_bias", torch.zeros(config.num_experts, dtype=torch.float32))
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Router:
+        """`model.to(bfloat16)` must leave the balance bias in fp32: its steps of 1e-3 vanish in bf16."""
+        exact = self.expert_bias
+        super()._apply(fn, recurse)
+        if self.expert_bias.dtype != torch.float32:
+            self.expert_bias = exact.to(self.expert_bias.device)
+        return self
+
+    def forward(self, x: Tensor) -> Routing:
+        """x [tokens, hidden] in any dtype; the product and everything after it are fp32."""
+        logits = nn.functional.linear(x.float(), self.weight.float())            # [tokens, experts]
+        scores = torch.sigmoid(logits)
+        expert_ids = choose_experts(scores.detach() + self.expert_bias, self.groups, self.groups_kept, self.k)
+        chosen = scores.gather(1, expert_ids)                                    # without the bias
+        if self.k > 1:
+            chosen = chosen / (chosen.sum(dim=-1, keepdim=True) + 1e-20)
+        return Routing(logits, expert_ids, chosen * self.scale)
+
+
+def choose_experts(biased_scores: Tensor, groups: int, groups_kept: int, k: int) -> Tensor:
+    """Ids [tokens, k] of the best experts, best first, of the best groups; a group's score is the sum of its two best experts.
+
+    biased_scores [tokens, experts]. Rejected groups get -inf, not 0: biased scores may be negative.
+    """
+    if groups > 1:
+        tokens, experts = biased_scores.shape
+        grouped = biased_scores.view(tokens, groups, experts // groups)
+        group_scores = grouped.topk(2, dim=-1).values.sum(dim=-1)                # [tokens, groups]
+        kept = group_scores.topk(groups_kept, dim=-1, sorted=False).indices
+        rejected = torch.ones_like(group_scores, dtype=torch.bool).scatter_(1, kept, False)
+        biased_scores = grouped.masked_fill(rejected.unsqueeze(-1), float("-inf")).view(tokens, experts)
+    return biased_scores.topk(k, dim=-1).indices
