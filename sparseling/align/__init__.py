@@ -1,0 +1,1 @@
+"""Alignment: the chat format, conversations with loss masks, supervised fine-tuning."""

@@ -1,0 +1,1 @@
+"""Study of a trained model: tasks with worked solutions, evaluation."""
