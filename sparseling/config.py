@@ -167,11 +167,12 @@ def check_shape(config: ModelConfig) -> None:
 
 def refuse_other_architectures(public: dict[str, Any], source: str) -> None:
     """Ling 2.0 shares its `model_type` with the older Ling: the architecture's name decides."""
-    if "architectures" in public and public["architectures"]:
+    if public.get("architectures"):
         if ARCHITECTURE not in public["architectures"]:
             raise UserError(f"{source}: architectures is {public['architectures']}, not {ARCHITECTURE}; only Ling 2.0 models can be read")
     elif public.get("model_type", "bailing_moe") not in MODEL_TYPES:
-        raise UserError(f"{source}: model_type is '{public['model_type']}', not one of {', '.join(MODEL_TYPES)}; only Ling 2.0 models can be read")
+        raise UserError(f"{source}: model_type is '{public['model_type']}', not one of {', '.join(MODEL_TYPES)}; only Ling 2.0 models can "
+                        "be read")
     required = {"score_function": "sigmoid", "hidden_act": "silu", "use_rmsnorm": True, "norm_head": False, "norm_softmax": False}
     for key, value in required.items():
         if public.get(key) is not None and public[key] != value:

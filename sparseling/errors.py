@@ -18,7 +18,11 @@ class UsageError(UserError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """` Did you mean 'x'?` for the closest of `known`, or the sorted list of all when nothing is close."""
+    """"did you mean 'x'?" for the closest of `known`, by its last part when names are dotted; the list of all when nothing is close."""
     names = sorted(known)
-    hits = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    return f"did you mean '{hits[0]}'?" if hits else "known: " + ", ".join(names)
+    by_last_part = {name.rpartition(".")[2]: name for name in reversed(names)} | {name: name for name in names}
+    hits = difflib.get_close_matches(word, by_last_part, n=1, cutoff=0.6)
+    if hits:
+        return f"did you mean '{by_last_part[hits[0]]}'?"
+    likest = difflib.get_close_matches(word, names, n=1, cutoff=0.0)
+    return f"the nearest is '{likest[0]}' of: {', '.join(names)}" if likest else "there is none"

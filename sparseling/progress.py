@@ -28,7 +28,7 @@ class Bar:
 
 
 @contextmanager
-def bar(what: str, total: float | None, done: float = 0) -> Iterator[Bar]:
+def bar(what: str, total: float | None, done: int = 0) -> Iterator[Bar]:
     """A progress line named `what` that runs to `total`; `done` is where a resumed job starts."""
     columns = [
         TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),

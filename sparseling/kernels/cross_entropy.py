@@ -20,7 +20,7 @@ def cross_entropy_sum(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
     valid = torch.nonzero(labels >= 0).squeeze(1)
     if len(valid) < len(labels):
         hidden, labels = hidden.index_select(0, valid), labels.index_select(0, valid)
-    return ChunkedCrossEntropy.apply(hidden, head, labels)  # type: ignore[no-any-return, no-untyped-call]
+    return ChunkedCrossEntropy.apply(hidden, head, labels)
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):

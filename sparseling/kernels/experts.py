@@ -16,7 +16,7 @@ from torch import Tensor
 
 def experts(x: Tensor, expert_ids: Tensor, weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
     """Same contract as `reference.experts`: x [tokens, hidden] -> [tokens, hidden], fp32 combine in top-k order."""
-    return GroupedExperts.apply(x, expert_ids, weights, gate_up_proj, down_proj)  # type: ignore[no-any-return, no-untyped-call]
+    return GroupedExperts.apply(x, expert_ids, weights, gate_up_proj, down_proj)
 
 
 def group_by_expert(expert_ids: Tensor, num_experts: int) -> tuple[Tensor, list[tuple[int, int, int]]]:

@@ -5,6 +5,8 @@ Every fast path of this folder is tested against these functions, forward and ba
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,3 +30,18 @@ def experts(x: Tensor, expert_ids: Tensor, weights: Tensor, gate_up_proj: Tensor
 def cross_entropy_sum(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
     """Sum over valid labels of the cross entropy in nats: hidden [tokens, hidden], head [vocab, hidden], labels [tokens], -100 = none."""
     return F.cross_entropy(F.linear(hidden, head).float(), labels, ignore_index=-100, reduction="sum")
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(head_dim)) v with the public cast order: scores in the input dtype, softmax in fp32, cast back.
+
+    query [batch, heads, queries, head_dim]; key, value [batch, kv_heads, keys, head_dim], query head j uses kv head
+    j // (heads / kv_heads); mask [batch, 1, queries, keys] bool, True = may look, None = causal (the queries are the last positions).
+    """
+    repeats, (queries, keys) = query.shape[1] // key.shape[1], (query.shape[2], key.shape[2])
+    key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    scores = torch.matmul(query, key.transpose(2, 3)) / math.sqrt(query.shape[-1])       # [batch, heads, queries, keys]
+    if mask is None:
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
+    probabilities = torch.softmax(scores.masked_fill(~mask, float("-inf")), dim=-1, dtype=torch.float32)
+    return torch.matmul(probabilities.to(query.dtype), value)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from ..kernels.attention import attention
 from .cache import KVCache
 from .norm import RMSNorm
 from .rotary import Rotary, rotate
@@ -19,6 +19,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         self.layer = layer
+        self.attend = attention
         rows = (self.heads + 2 * self.kv_heads) * self.head_dim
         self.query_key_value = nn.Linear(config.hidden_size, rows, bias=config.use_qkv_bias)
         self.dense = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=config.use_bias)
@@ -37,7 +38,7 @@ class Attention(nn.Module):
         query, key = rotate(query, rotary), rotate(key, rotary)
         if cache is not None:
             key, value = cache.extend(self.layer, key, value)
-        y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None and seq > 1, enable_gqa=True)
+        y = self.attend(query, key, value, mask)                                 # [batch, heads, seq, head_dim]
         return self.dense(y.transpose(1, 2).reshape(batch, seq, -1))
 
 

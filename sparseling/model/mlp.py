@@ -26,7 +26,7 @@ class DenseMLP(nn.Module):
 
 
 class Experts(nn.Module):
-    """The weights of all routed experts of a layer, stacked: gate_up_proj [experts, 2 * width, hidden], down_proj [experts, hidden, width]."""
+    """All routed experts of a layer, stacked: gate_up_proj [experts, 2 * width, hidden], down_proj [experts, hidden, width]."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -132,11 +132,11 @@ class LingForCausalLM(nn.Module):
         """input_ids [batch, seq]; document_ids [batch, seq] separates packed documents (attention and positions restart);
         attention_mask [batch, cached + seq], 0 = padding; position_ids [batch, seq] overrides the positions; `cache` is read and
         extended; `with_mtp` also runs the MTP layers (full sequences only)."""
-        return self.model(input_ids, document_ids, attention_mask, position_ids, cache, with_mtp)  # type: ignore[no-any-return]
+        return self.model(input_ids, document_ids, attention_mask, position_ids, cache, with_mtp)
 
     def logits(self, hidden_states: Tensor) -> Tensor:
         """hidden_states [..., hidden] -> float32 logits [..., vocab]; the product is in the model's dtype."""
-        return self.lm_head(hidden_states).float()  # type: ignore[no-any-return]
+        return self.lm_head(hidden_states).float()
 
     def routers(self) -> list[Router]:
         """The routers in the order of `ModelOutput.routing`."""

@@ -1,0 +1,149 @@
+"""Running a recipe: stage after stage, each in its folder, each skipped when it is done and unchanged.
+
+`runs/NAME/` alone is enough to go on: the resolved recipe, and for each stage `stage.json` (what it is made from) from its start
+and `done.json` (what came out) from its end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import __version__
+from .accounting import count_parameters
+from .errors import UserError
+from .files import hash_of, read_json, write_aside, write_json
+from .progress import say
+from .recipe import Eval, Merge, Pretrain, Recipe, Sft, Stage, plain, resolved
+from .stages.context import Context
+
+Run = Callable[[Context], dict[str, Any]]
+
+
+def run_recipe(recipe: Recipe, run_folder: Path, until: str | None = None) -> Path | None:
+    """Run every stage that is not done, up to and with `until`; write summary and report. Returns the report, None when `until` stopped it.
+
+    Raises `UserError` when a finished or begun stage in the folder was made from other settings: nothing is overwritten.
+    """
+    refuse_too_large(recipe)
+    torch.set_num_threads(recipe.threads)
+    run_folder.mkdir(parents=True, exist_ok=True)
+    plan = [("data", hash_of({"data": plain(dataclasses.asdict(recipe.data)), "seed": recipe.seed}), run_function(None))]
+    for stage in recipe.stages:
+        plan.append((stage.name, stage_hash(recipe, stage, plan[-1][1]), run_function(stage)))
+    check_unchanged(run_folder, [(name, own_hash) for name, own_hash, _ in plan])
+    with write_aside(run_folder / "recipe.yaml") as stream:
+        stream.write(resolved(recipe))
+    machine = machine_of(run_folder, recipe)
+    worked = False
+    for position, (name, own_hash, function) in enumerate(plan):
+        context = Context(recipe, run_folder, name, tuple(n for n, _, _ in plan[:position]), machine["matmul_peak_flops"])
+        worked |= run_stage(context, own_hash, function)
+        if name == until:
+            return None
+    if not worked and (run_folder / "report.html").exists():
+        say(f"{run_folder}: already finished, nothing to do; see {run_folder / 'report.html'}")
+        return run_folder / "report.html"
+    from .report.build import write_report
+    from .stages.summary import write_summary
+
+    write_summary(recipe, run_folder, machine)
+    return write_report(run_folder)
+
+
+def run_function(stage: Stage | None) -> Run:
+    """The function that runs a stage; None stands for the data stage."""
+    from .stages import data, evaluate, merge, pretrain, sft
+
+    match stage:
+        case None:
+            return data.run
+        case Pretrain():
+            return lambda context: pretrain.run(context, stage)
+        case Sft():
+            return lambda context: sft.run(context, stage)
+        case Merge():
+            return lambda context: merge.run(context, stage)
+        case Eval():
+            return lambda context: evaluate.run(context, stage)
+
+
+def stage_hash(recipe: Recipe, stage: Stage, before: str) -> str:
+    """Hash of all that a stage's result depends on: its settings, the model, seed and threads, and the stage before it."""
+    return hash_of({
+        "stage": plain(dataclasses.asdict(stage)), "model": plain(dataclasses.asdict(recipe.model)), "seed": recipe.seed,
+        "threads": recipe.threads, "before": before,
+    })
+
+
+def check_unchanged(run_folder: Path, hashes: list[tuple[str, str]]) -> None:
+    """Refuse to mix results of different settings in one folder, before anything is written."""
+    for name, own_hash in hashes:
+        begun = run_folder / name / "stage.json"
+        if begun.exists() and read_json(begun).get("hash") != own_hash:
+            raise UserError(f"{run_folder / name}: was made from other settings than the recipe has now; give another --name, or delete this "
+                            "folder and those of the stages after it")
+
+
+def run_stage(context: Context, own_hash: str, function: Run) -> bool:
+    """Run one stage unless it is done; True when it was run. The time of sessions that ended in order is added up."""
+    folder = context.folder
+    if (folder / "done.json").exists():
+        return False
+    begun = read_json(folder / "stage.json") if (folder / "stage.json").exists() else {"seconds": 0.0}
+    write_json(folder / "stage.json", {"stage": context.name, "hash": own_hash, "seconds": begun["seconds"]})
+    started = time.perf_counter()
+    try:
+        outputs = function(context)
+    finally:
+        seconds = round(begun["seconds"] + time.perf_counter() - started, 2)
+        write_json(folder / "stage.json", {"stage": context.name, "hash": own_hash, "seconds": seconds})
+    kind = next((stage.kind for stage in context.recipe.stages if stage.name == context.name), "data")
+    write_json(folder / "done.json", {"stage": context.name, "kind": kind, "seconds": seconds, "hash": own_hash, "outputs": outputs})
+    say(f"{context.name}: done in {seconds:.0f} s")
+    return True
+
+
+def refuse_too_large(recipe: Recipe) -> None:
+    """Training keeps weights, gradients and two moments in fp32: 16 bytes a parameter. Say so before days are lost, not after."""
+    needed = 16 * count_parameters(recipe.model).total
+    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > present:
+        raise UserError(f"model: {needed // 16:,} parameters need {needed / 2**30:,.0f} GiB to train on one machine, this one has "
+                        f"{present / 2**30:.0f} GiB; choose a smaller model (training over many machines is not built yet)")
+
+
+def machine_of(run_folder: Path, recipe: Recipe) -> dict[str, Any]:
+    """What the run runs on, measured once and kept: processor, threads, memory, versions, matmul peak in FLOP/s."""
+    path = run_folder / "machine.json"
+    if path.exists():
+        machine: dict[str, Any] = read_json(path)
+        if machine["threads"] == recipe.threads:
+            return machine
+    from .train.metrics import matmul_peak_flops
+
+    machine = {
+        "processor": processor_name(), "cores": os.cpu_count(), "threads": recipe.threads,
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "system": f"{platform.system()} {platform.machine()}", "python": platform.python_version(), "torch": torch.__version__,
+        "sparseling": __version__, "matmul_peak_flops": round(matmul_peak_flops(recipe.threads)),
+        "started": time.strftime("%Y-%m-%d %H:%M %Z"),
+    }
+    write_json(path, machine)
+    return machine
+
+
+def processor_name() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as stream:
+            return next(line.split(":", 1)[1].strip() for line in stream if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"

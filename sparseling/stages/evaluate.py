@@ -1,0 +1,54 @@
+"""The eval stage: exact-match accuracy on held-out problems, both thinking modes."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..data.tokenizer import Tokenizer
+from ..progress import say
+from ..recipe import Eval
+from ..run.generate import generate
+from ..study.evaluate import EvalResult, evaluate_tasks
+from .context import Context
+from .training import start_model
+
+
+def run(context: Context, stage: Eval) -> dict[str, Any]:
+    """Evaluate the named stages' models (default: the last one); returns accuracy by stage and the last one's samples."""
+    names = stage.stages or (context.last_model().parent.name,)
+    results = {name: evaluate_model(context.model_of(name), stage, context.recipe.seed) for name in names}
+    for name, result in results.items():
+        for task, by_mode in result.accuracy.items():
+            cells = "  ".join(f"{mode} {cell['accuracy']:.0%} ({cell['low']:.0%} to {cell['high']:.0%})" for mode, cell in by_mode.items())
+            say(f"{name}: {task}: thinking {cells}")
+    return {
+        "result_of": names[-1], "accuracy_by_stage": {name: result.accuracy for name, result in results.items()},
+        "samples": [dict(sample) for sample in results[names[-1]].samples],
+    }
+
+
+def evaluate_model(folder: Path, stage: Eval, seed: int) -> EvalResult:
+    """Greedy answers of one model to `problems` held-out problems of every family in every mode."""
+    model = start_model(folder).eval()
+    tokenizer = Tokenizer.load(folder)
+    answer = partial(generate_ids, model, (tokenizer.eos_id, tokenizer.pad_id))
+    return evaluate_tasks(answer, tokenizer, stage.tasks, stage.modes, stage.problems, seed)
+
+
+def generate_ids(model: Any, stop_ids: tuple[int, ...], prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+    """Greedy continuations without the stop tokens."""
+    return generate(model, prompts, max_new_tokens, stop_ids=stop_ids)
+
+
+
+
+def accuracy_table(accuracy: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Accuracy by task and mode for the terminal, with 95% intervals and the best constant answer."""
+    lines = [f"{'task':<26}{'thinking':<10}{'exact match':>12}{'95% interval':>18}{'best constant':>15}{'problems':>10}"]
+    for task, by_mode in accuracy.items():
+        for mode, cell in by_mode.items():
+            interval = f"{cell['low']:.1%} to {cell['high']:.1%}"
+            lines.append(f"{task:<26}{mode:<10}{cell['accuracy']:>12.1%}{interval:>18}{cell['constant_baseline']:>15.1%}{cell['n']:>10.0f}")
+    return "\n".join(lines)
