@@ -20,7 +20,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..files import read_json, sha256_of_file, write_aside, write_json
-from ..progress import Bar, bar, track
+from ..progress import Bar, bar, say, track
 from .tokenizer import Tokenizer
 
 Document = tuple[str, str]  # id, text
@@ -125,6 +125,8 @@ def write_shards(
     if complete and (folder / "manifest.json").exists():
         _remove_strays(folder, finished)
         return Shards.open(folder, tokenizer.sha256)
+    if tokenizer.fast_encoding is None:
+        say(f"{tokenizer.folder}: tokenizing takes some three times longer, this vocabulary is not exact on the fast path")
     folder.mkdir(parents=True, exist_ok=True)
     _write_state(folder, "partial.json", settings, finished)
     (folder / "manifest.json").unlink(missing_ok=True)
