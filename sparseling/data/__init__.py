@@ -1,0 +1,1 @@
+"""Text to batches: sources, cleaning, deduplication, tokenizer, shards, mixture, loader."""
