@@ -1,0 +1,1 @@
+"""Weights in and out: public Hugging Face folders, the hub, conversion and merging; training state."""
