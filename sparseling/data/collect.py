@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import signal
 import threading
 from collections import Counter
@@ -13,7 +14,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from .readers import Document, walk
 from .sources import Source
 
 # Raised when readers, rules or the file format change, so that folders written by older code are made anew.
-VERSION = 1
+VERSION = 2
 DOWNLOADS_AT_ONCE = 4
 READERS_AT_ONCE = 4  # those of them that run is the pool's choice
 Note = dict[str, Any]
@@ -106,15 +107,30 @@ def reading_pool(workers: int) -> Iterator[Executor | None]:
     if workers < 2:
         yield None
         return
-    # spawn: a fork of a process with threads and a loaded torch may hang. Ctrl-C is for the parent; the readers end their source.
-    ignore_interrupt = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=ignore_interrupt) as pool:
+    # spawn: a fork of a process with threads and a loaded torch may hang.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=follow_parent) as pool:
         yield pool
+
+
+def follow_parent() -> None:
+    """Leave Ctrl-C to the parent, which lets the readers end their source; end at once when the parent is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def finish(job: Job, cache: Path, pool: Executor | None, downloads: threading.BoundedSemaphore) -> tuple[Note, bool]:
     """The note of a finished job, and whether it was finished before."""
-    origin = origin_of(job)
+    try:
+        origin = origin_of(job)
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); see to its permissions") from None
     note = finished_note(job, origin)
     if note:
         return note, True
@@ -162,6 +178,8 @@ def read_source(job: Job, origin: dict[str, Any], archives: Sequence[Path], cach
     except Exception as error:  # a broken archive fails in as many ways as there are formats
         if full := disk_full(error, job.documents_path):
             raise full from None
+        if not job.source:
+            raise UserError(f"{job.name}: cannot be read ({type(error).__name__}: {error}); see to the file") from error
         where = archives[0] if archives else job.name
         raise FetchError(f"{where} cannot be read ({type(error).__name__}: {error}); delete it and run the same command again") from error
     note = {

@@ -138,9 +138,12 @@ def opened(registry: str, archives: Sequence[Path], cache: Path) -> Iterator[Pat
     else:
         remove_stale(cache)
         with tempfile.TemporaryDirectory(prefix="unpacked-", dir=cache, ignore_cleanup_errors=True) as folder:
+            # One folder deeper: unpacking gives the folder the date in the archive, and an old one would look like a leftover.
+            place = Path(folder, "files")
+            place.mkdir()
             for archive in archives:
-                run(["dpkg-deb", "--extract", str(archive), folder])
-            yield Path(folder)
+                run(["dpkg-deb", "--extract", str(archive), str(place)])
+            yield place
 
 
 def remove_stale(cache: Path) -> None:

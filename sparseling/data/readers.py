@@ -71,8 +71,15 @@ def members(place: Path, pattern: str, skip: str = NOTHING, max_bytes: int = MAX
 
 
 def walk(folder: Path) -> Iterator[tuple[str, Path]]:
-    """All plain files below `folder`, links left out, as `(path relative to folder with '/', path)`, in sorted order."""
-    for parent, folders, files in os.walk(folder):
+    """All plain files below `folder`, links left out, as `(path relative to folder with '/', path)`, in sorted order.
+
+    Raises `OSError` for a folder that cannot be read: what is missing must not go unnoticed.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for parent, folders, files in os.walk(folder, onerror=fail):
         folders.sort()
         for file in sorted(files):
             path = Path(parent, file)

@@ -9,6 +9,7 @@ from pathlib import Path
 from .readers import Document, decode, members
 from .readers_binary import pages
 
+COMMENT = '\\"'
 ROFF_ESCAPES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -18,10 +19,10 @@ ROFF_ESCAPES = [
         (r"\\[~ 0]", " "), (r"\\\*\(..|\\\*\[[^\]]*\]|\\\*.|\\\(..|\\\[[^\]]*\]", ""), (r"\\e", r"\\"), (r"\\(.)", r"\1"),
     )
 ]  # fmt: skip
-HEADINGS = {"SH", "SS", "Sh", "Ss"}
-BREAKS = {"PP", "LP", "P", "IP", "HP", "sp", "Pp", "RS", "RE", "EX", "EE"}
-FONTS = {"B", "I", "SM", "SB"}
-ALTERNATING_FONTS = {"BR", "BI", "RB", "IR", "RI", "IB"}
+HEADINGS = ("SH", "SS", "Sh", "Ss")
+BREAKS = ("PP", "LP", "P", "IP", "HP", "sp", "br", "Pp", "RS", "RE", "TP", "TQ")
+FONTS = ("B", "I", "SM", "SB")
+ALTERNATING_FONTS = ("BR", "BI", "RB", "IR", "RI", "IB")
 
 
 def manual_pages(place: Path, pattern: str = r"(^|/)man\d/[^/]*\.\d\w*(\.gz)?$") -> Iterator[Document]:
@@ -33,40 +34,47 @@ def manual_pages(place: Path, pattern: str = r"(^|/)man\d/[^/]*\.\d\w*(\.gz)?$")
 
 
 def roff_to_text(source: str) -> str:
-    """Plain text of a page in the `man` macros (man(7)): fonts dropped, tables and unknown requests left out."""
-    lines: list[str] = []
+    """Plain text of a page in the `man` macros (man(7)): lines filled into paragraphs; fonts, tables and unknown requests left out."""
+    paragraphs: list[list[str]] = [[]]
+    filled = [True]  # whether the lines of each paragraph are joined; examples keep theirs
     in_table = tag_follows = False
+
+    def new_paragraph(fill: bool) -> None:
+        paragraphs.append([])
+        filled.append(fill)
+
     for line in source.splitlines():
-        request = re.match(r"[.']\s*(\S*)\s*(.*)", line)
-        if request and request[1] in ("TS", "TE"):
-            in_table = request[1] == "TS"
-        if in_table:
+        name, rest = ("", line) if line[:1] not in (".", "'") else (*line[1:].strip().split(None, 1), "", "")[:2]
+        if name in ("TS", "TE"):
+            in_table = name == "TS"
+        if in_table or name in ("TE", "TH") or name.startswith(COMMENT):
             continue
-        text = roff_request(request[1], request[2]) if request else line
-        if request and request[1] in ("TP", "TQ"):
-            tag_follows = True
-            lines.append("")
-        elif text is not None:
-            lines.append(text + "\n" if tag_follows and text.strip() else text)
-            tag_follows = tag_follows and not text.strip()
-    text = "\n".join(lines)
+        if name in ("nf", "EX", "fi", "EE"):
+            new_paragraph(fill=name in ("fi", "EE"))
+        elif name in HEADINGS or name in BREAKS:
+            new_paragraph(fill=True)
+        text = roff_text(name, rest)
+        if text:
+            paragraphs[-1].append(text)
+        if name in HEADINGS or (tag_follows and text):
+            new_paragraph(fill=True)
+        tag_follows = name in ("TP", "TQ") or (tag_follows and not text)
+    text = "\n\n".join((" " if fill else "\n").join(lines) for lines, fill in zip(paragraphs, filled, strict=True) if lines)
     for escape, replacement in ROFF_ESCAPES:
         text = escape.sub(replacement, text)
-    return re.sub(r"\n{3,}", "\n\n", text).strip()
+    return text
 
 
-def roff_request(name: str, rest: str) -> str | None:
-    """What a request prints: a line, or None for nothing."""
+def roff_text(name: str, rest: str) -> str:
+    """What a line prints: a plain line (no request name) itself, a request its arguments or nothing."""
     arguments = [quoted or plain for quoted, plain in re.findall(r'"([^"]*)"|(\S+)', rest)]
-    if name in HEADINGS:
-        return "\n" + " ".join(arguments)
-    if name in FONTS:
+    if not name:
+        return rest
+    if name in HEADINGS or name in FONTS:
         return " ".join(arguments)
     if name in ALTERNATING_FONTS:
         return "".join(arguments)
-    if name in BREAKS:
-        return "\n" + arguments[0] if name == "IP" and arguments else ""
-    return None
+    return arguments[0] if name == "IP" and arguments else ""
 
 
 def pod_files(place: Path, pattern: str = r"\.(pod|pm|pl)(\.gz)?$") -> Iterator[Document]:

@@ -83,9 +83,7 @@ PROSE = (
     debian("bible-kjv", "sword-text-kjv", "prose", "public domain outside the UK", "base", sword),
     debian("bible-web", "sword-text-web", "prose", "public domain", "base", sword),
     debian("henry-concise", "sword-comm-mhcc", "prose", "public domain", "base", sword),
-    debian("naves", "sword-dict-naves", "prose", "public domain", "base", sword),
     debian("fortunes", "fortunes", "prose", "BSD / various", "base", partial(text_files, pattern=r"games/fortunes/[^./]+$")),
-    debian("miscfiles", "miscfiles", "prose", "GPL-2+ / public domain", "base", partial(text_files, pattern=r"share/(misc|misfiles)/")),
     debian("endless-sky", "endless-sky-data", "prose", "GPL-3+", "full", partial(text_files, pattern=r"data/.*\.txt$")),
 )
 CHAT = (

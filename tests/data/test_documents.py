@@ -177,6 +177,15 @@ def test_bad_files_of_the_users_are_named(tmp_path: Path, said: list[str], name:
         prepare_documents(own_spec(tmp_path / name), tmp_path / "out", workers=1)
 
 
+def test_a_file_that_may_not_be_read_is_named(own: Path, tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(collect, "sha256_of_file", refuse)  # permissions do not hold for root
+    with pytest.raises(UserError, match=r"a\.txt: cannot be read \(Permission denied\)"):
+        prepare_documents(own_spec(own), tmp_path / "out", workers=1)
+
+
 def test_a_folder_without_text_is_named(tmp_path: Path, said: list[str]) -> None:
     (tmp_path / "own").mkdir()
     with pytest.raises(UserError, match=r"own: no \.txt, \.md"):
@@ -329,6 +338,25 @@ def test_a_killed_run_ends_the_same_when_it_is_run_again(tmp_path: Path, said: l
     prepare_documents(spec, tmp_path / "killed", workers=1)
     left = {name: content for name, content in files_of(tmp_path / "killed").items() if not name.endswith(".tmp")}
     assert left == files_of(tmp_path / "whole")
+
+
+POOL = """
+import os, time
+from sparseling.data.collect import reading_pool
+if __name__ == "__main__":
+    with reading_pool(2) as pool:
+        pool.submit(os.write, 1, b"started\\n").result()
+        waiting = [pool.submit(time.sleep, 600) for _ in range(2)]
+        time.sleep(600)
+"""
+
+
+def test_readers_end_when_their_parent_is_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", POOL], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "started\n"
+        process.kill()
+        # The readers hold the same pipe: it ends when the last of them does.
+        assert process.communicate(timeout=60) == ("", None)
 
 
 @pytest.mark.network

@@ -141,6 +141,15 @@ def test_leftovers_of_killed_runs_go_after_a_day(tmp_path: Path) -> None:
     assert not old.exists() and new.exists()
 
 
+def test_a_package_of_old_date_is_not_taken_for_a_leftover(clients: Path, tmp_path: Path) -> None:
+    fetching.os.utime(clients / "extra", (0, 0))
+    with tarfile.open(clients / "archive/extra_1.0_all.deb", "w") as tar:
+        tar.add(clients / "extra", ".")
+    with opened("debian", fetch(DEBIAN, tmp_path / "cache"), tmp_path / "cache") as place:
+        remove_stale(tmp_path / "cache")
+        assert (place / "extra.txt").exists()
+
+
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SPARSELING_CACHE", str(tmp_path / "c"))
     assert cache_folder() == tmp_path / "c"

@@ -178,12 +178,21 @@ number \fBall\fP output lines
 tab;
 .TE
 .PP
-\(bu It\(aqs done.
+\(bu It\(aqs
+.I really
+done.
+.EX
+$ cat -n x
+    1 a
+.EE
 """
     write_files(tmp_path, {"man/man1/cat.1.gz": gzip.compress(page.encode()), "man/de/man1/cat.1": b"nein", "man/man1/so.1": b".so cat.1"})
     [(name, text)] = manual_pages(tmp_path)
     assert name == "man/man1/cat.1.gz"
-    assert text == "NAME\ncat - concatenate files\n\nOPTIONS\n\n-n, --number\n\nnumber all output lines\n\n* It's done."
+    assert text == (
+        "NAME\n\ncat - concatenate files\n\nOPTIONS\n\n-n, --number\n\nnumber all output lines\n\n"
+        "* It's really done.\n\n$ cat -n x\n    1 a"
+    )
 
 
 def test_pod(tmp_path: Path) -> None:
