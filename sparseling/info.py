@@ -26,7 +26,7 @@ def config_of(model: str) -> ModelConfig:
     if model.count("/") == 1 and not path.exists():
         from .checkpoint.hub import resolve
 
-        return ModelConfig.from_folder(resolve(model))
+        return ModelConfig.from_folder(resolve(model, weights=False))
     raise UserError(f"'{model}': no such preset, folder or file; {nearest(model, PRESETS)}")
 
 

@@ -48,7 +48,7 @@ class Documents:
     files: tuple[LocalFiles, ...] = key("your own text", ())
     huggingface: tuple[HubDataset, ...] = key("Hugging Face datasets", ())
     validation_share: float = key("share of documents held out, chosen by hash", 0.01, unit="share")
-    max_bytes: dict[str, int] = key("most training text kept of a domain, e.g. {prose: 12MB}; a domain of 0 is left out", {}, unit="bytes")
+    max_bytes: dict[str, int] = key("most training text kept of a domain, e.g. {prose: 12MB}", {}, unit="bytes")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,8 +88,8 @@ def check_unchanged(run_folder: Path, hashes: list[tuple[str, str]]) -> None:
     for name, own_hash in hashes:
         begun = run_folder / name / "stage.json"
         if begun.exists() and read_json(begun).get("hash") != own_hash:
-            raise UserError(f"{run_folder / name}: was made from other settings than the recipe has now; give another --name, or delete this "
-                            "folder and those of the stages after it")
+            raise UserError(f"{run_folder / name}: was made from other settings than the recipe has now; give another --name, or delete "
+                            "this folder and those of the stages after it")
 
 
 def run_stage(context: Context, own_hash: str, function: Run) -> bool:

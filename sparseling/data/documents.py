@@ -32,6 +32,7 @@ class DocumentsSpec:
     `preset`: packages of the table in `sources` (`small`, `base`, `full`), or None for none. `files`, `huggingface`: the user's own.
     `validation_share`: share of the documents held out, by hash. `max_bytes`: most bytes of text of a domain (`prose`) or source (`sotu`),
     chosen by hash; several limits hold together. `max_document_bytes`: longer documents are cut at paragraph ends (None: never).
+    `domains`: packages of the preset for other domains are not fetched.
     """
 
     preset: str | None = "small"
@@ -41,6 +42,7 @@ class DocumentsSpec:
     max_bytes: dict[str, int] = field(default_factory=dict)
     max_document_bytes: int | None = 32_000
     seed: int = 0
+    domains: tuple[str, ...] = DOMAINS
 
 
 def prepare_documents(
@@ -89,7 +91,8 @@ def checked_jobs(spec: DocumentsSpec, folder: Path) -> list[Job]:
     for file in spec.files:
         if not Path(file.path).exists():
             raise UserError(f"{file.path}: no such file or folder; correct the path in the recipe")
-    jobs = jobs_for(select(spec.preset) if spec.preset else (), spec.files, spec.huggingface, folder)
+    packaged = [source for source in select(spec.preset) if source.domain in spec.domains] if spec.preset else []
+    jobs = jobs_for(packaged, spec.files, spec.huggingface, folder)
     if not jobs:
         raise UserError("documents: no sources; name a preset (small, base or full), files or huggingface data sets")
     known = {*DOMAINS, *(job.name for job in jobs)}

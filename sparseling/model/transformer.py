@@ -161,7 +161,8 @@ def initialize(model: LingForCausalLM, seed: int) -> LingForCausalLM:
             if parameter.dim() == 1:
                 parameter.fill_(0.0 if name.endswith("bias") else 1.0)
                 continue
-            generator = torch.Generator().manual_seed((seed << 32) ^ zlib.crc32(name.encode()))
+            # PyTorch's CPU generator uses the low 32 bits of a seed only: both must go into them
+            generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * model.config.initializer_range)
     for router in model.routers():
         router.expert_bias.zero_()

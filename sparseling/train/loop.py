@@ -22,7 +22,7 @@ from ..checkpoint.state import load_checkpoint, newest_good_checkpoint, save_che
 from ..data.batches import Batch
 from ..errors import UserError
 from ..model.transformer import LingForCausalLM
-from ..progress import Bar, bar, console, say
+from ..progress import bar, say
 from . import spikes
 from .balance import expert_counts, load_figures, update_bias
 from .metrics import MetricsLog, open_metrics
@@ -111,7 +111,8 @@ def train(model: LingForCausalLM, settings: LoopSettings, batch_at: BatchAt, fol
             progress.step += 1
             progress.tokens += batch_range[1] * settings.seq_length
             log.write(progress.step, step_metrics(model, settings, progress, result, batch_range[1], time.perf_counter() - started))
-            show(line, what, settings, progress, result, batch_range[1], time.perf_counter() - started)
+            line.note(note_of(settings, result, batch_range[1], time.perf_counter() - started))
+            line.advance()
             last = progress.step == steps
             if last or (settings.validate_every and progress.step % settings.validate_every == 0):
                 log_validation(log, model, progress, result, validate)
@@ -185,8 +186,8 @@ def run_step(model: LingForCausalLM, optimizer: torch.optim.AdamW, settings: Loo
 def refuse_endless_divergence(state: spikes.SpikeState, rule: spikes.SpikeRule, loss: float, step: int) -> None:
     """Only losses that are not finite are skipped without end: that run is lost, say so."""
     if state.skipped_in_a_row > 10 * rule.skips_in_a_row:
-        raise UserError(f"training diverged: the loss was {loss} at step {step}, {state.skipped_in_a_row} steps in a row were skipped; lower "
-                        "the learning_rate")
+        raise UserError(f"training diverged: the loss was {loss} at step {step}, {state.skipped_in_a_row} steps in a row were skipped; "
+                        "lower the learning_rate")
 
 
 def step_metrics(model: LingForCausalLM, settings: LoopSettings, progress: Progress, result: StepResult, sequences: int,
@@ -212,16 +213,10 @@ def log_validation(log: MetricsLog, model: LingForCausalLM, progress: Progress, 
         log.write(progress.step, {"tokens": progress.tokens, "validation_bits_per_byte": scores})
 
 
-def show(line: Bar, what: str, settings: LoopSettings, progress: Progress, result: StepResult, sequences: int, seconds: float) -> None:
-    """Move the bar; where there is no terminal, a plain line now and then instead."""
-    rate = sequences * settings.seq_length / seconds
-    note = f"loss {result.loss:.3f}  {rate:,.0f} tokens/s" + ("  spike: skipped" if result.verdict == "skip" else "")
-    line.note(note)
-    line.advance()
-    steps = len(settings.step_sequences)
-    if not console.is_terminal and (progress.step % max(1, steps // 10) == 0 or progress.step == 1):
-        left = sum(settings.step_sequences[progress.step:]) * settings.seq_length / rate
-        say(f"{what}: step {progress.step}/{steps}  {note}  about {left / 60:.1f} min left")
+def note_of(settings: LoopSettings, result: StepResult, sequences: int, seconds: float) -> str:
+    """What stands at the end of the progress line."""
+    skipped = "  spike: skipped" if result.verdict == "skip" else ""
+    return f"loss {result.loss:.3f}  {sequences * settings.seq_length / seconds:,.0f} tokens/s{skipped}"
 
 
 @contextmanager

@@ -44,8 +44,9 @@ def test_fp32_logits_within_1e_5_and_identical_experts(case: str) -> None:
     real = expected.get("attention_mask", torch.ones_like(expected["input_ids"])).bool()
     logits = model.logits(out.hidden_states)
     assert (logits - expected["logits"])[real].abs().max() <= 1e-5
-    for n in range(3):
-        assert (layers[n] - expected[f"hidden_states.{n}"])[real].abs().max() <= 1e-5
+    for n in range(3):  # the residual stream is not normalised: relative to its size
+        want = expected[f"hidden_states.{n}"][real]
+        assert (layers[n][real] - want).abs().max() <= 1e-6 * want.abs().max()
     assert (out.hidden_states - expected["hidden_states.3"])[real].abs().max() <= 1e-5
     same_experts(expected, out, real.reshape(-1))
     for n, routing in enumerate(out.routing):

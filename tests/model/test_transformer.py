@@ -56,7 +56,8 @@ def test_a_token_never_sees_the_future() -> None:
     model, tokens = small(), ids(2, 12)
     changed = tokens.clone()
     changed[:, 8:] = (changed[:, 8:] + 1) % 512
-    assert torch.equal(model(tokens).hidden_states[:, :8], model(changed).hidden_states[:, :8])
+    moved = (model(tokens).hidden_states - model(changed).hidden_states).abs().amax((0, 2))
+    assert moved[:8].max() < 1e-5 < moved[8]
 
 
 @torch.no_grad()
@@ -111,7 +112,7 @@ def test_yarn_keeps_fast_and_stretches_slow_frequencies() -> None:
 
 
 def test_initial_weights_depend_on_seed_and_name_only() -> None:
-    a, b, other = small(), small(num_hidden_layers=3), initialize(LingForCausalLM(preset("pico")), seed=8)
+    a, b, other = small(), small(num_hidden_layers=3), initialize(LingForCausalLM(small().config), seed=8)
     name = "model.layers.1.mlp.experts.down_proj"
     assert torch.equal(a.state_dict()[name], b.state_dict()[name])
     assert not torch.equal(a.state_dict()[name], other.state_dict()[name])
