@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_accounting import PUBLISHED
+from .test_accounting import PUBLISHED
 
 from sparseling.cli import build_parser, main
 

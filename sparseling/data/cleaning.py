@@ -125,7 +125,7 @@ def tidy(text: str, squeeze: bool = False) -> str:
     return re.sub("\n\n\n+", "\n\n", "\n".join(lines)).strip("\n")
 
 
-def drop_recurring_edges(documents: list[Document], share: float = 0.85, at_least: int = 8, edge_lines: int = 60) -> Iterator[Document]:
+def drop_recurring_edges(documents: list[Document], share: float = 0.85, at_least: int = 8, edge_lines: int = 100) -> Iterator[Document]:
     """Take out the lines at the start and end of pages that stand in more than `share` of all pages (and in `at_least` of them).
 
     Only within `edge_lines` of either end, and only lines with a letter: navigation and notices go, `Note` or `}` inside a page stay. The

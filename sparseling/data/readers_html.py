@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import html
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,6 +128,6 @@ def _unmark(text: str) -> str:
 
 def strip_tags(fragment: str) -> str:
     """The text of a short HTML fragment; text without markup is returned as it is."""
-    if "<" not in fragment and "&" not in fragment:
-        return fragment
+    if "<" not in fragment:
+        return html.unescape(fragment)
     return html_to_text(f"<body>{fragment}</body>")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_samples import CHAT, SMALL, files_of, made_model, public_tensors, same_weights, write_public, write_tokenizer
+from .checkpoint_samples import CHAT, SMALL, files_of, made_model, public_tensors, same_weights, write_public, write_tokenizer
 
 from sparseling.checkpoint.convert import convert_folder
 from sparseling.checkpoint.hf import load_model, plan_of, read_tensors, save_model

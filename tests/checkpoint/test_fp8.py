@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_samples import CHAT, SMALL, made_model, public_tensors, write_public, write_sharded
+from .checkpoint_samples import CHAT, SMALL, made_model, public_tensors, write_public, write_sharded
 from torch import Tensor
 
 from sparseling.checkpoint.convert import convert_folder

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_samples import (
+from .checkpoint_samples import (
     CHAT,
     GOLDEN,
     SMALL,

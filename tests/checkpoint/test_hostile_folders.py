@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_samples import CHAT, made_model, public_tensors, write_public, write_sharded
+from .checkpoint_samples import CHAT, made_model, public_tensors, write_public, write_sharded
 from safetensors.torch import save_file
 
 from sparseling.checkpoint.hf import load_model, read_tensors

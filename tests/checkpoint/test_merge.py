@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_samples import CHAT, SMALL, files_of, made_model, public_tensors, write_public, write_sharded, write_tokenizer
+from .checkpoint_samples import CHAT, SMALL, files_of, made_model, public_tensors, write_public, write_sharded, write_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from checkpoint_samples import CHAT, GOLDEN, SMALL, made_model, public_tensors
+from .checkpoint_samples import CHAT, GOLDEN, SMALL, made_model, public_tensors
 from safetensors import safe_open
 
 from sparseling.accounting import count_parameters

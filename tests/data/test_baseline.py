@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
-from small_corpus import HARD_TEXTS, corpus
+from .small_corpus import HARD_TEXTS, corpus
 
 from sparseling.data import baseline
 from sparseling.data.baseline import baseline_bits_per_byte, compressed_bits_per_byte, train_order2

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_corpus import corpus, small_tokenizer
+from .small_corpus import corpus, small_tokenizer
 
 from sparseling.data.batches import (
     Batch,

@@ -85,9 +85,9 @@ def test_tidy_is_stable_and_can_be_written(text: str, squeeze: bool) -> None:
 
 
 def test_recurring_edges_go_and_the_inside_stays() -> None:
-    bodies = [[f"text {page} line {line}" for line in range(150)] for page in range(20)]
+    bodies = [[f"text {page} line {line}" for line in range(250)] for page in range(20)]
     for body in bodies:
-        body[75] = "Note"
+        body[125] = "Note"
     for body in bodies[5:]:
         body[10] = "Parameters"
     pages = [(str(page), "\n".join(["Home > Docs", f"Title {page}", *body, "}", "Copyright someone"])) for page, body in enumerate(bodies)]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_corpus import HARD_TEXTS, corpus, small_tokenizer
+from .small_corpus import HARD_TEXTS, corpus, small_tokenizer
 
 from sparseling.data import shards as module
 from sparseling.data.shards import Shards, read_documents, write_shards

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import tiktoken
 import tokenizers
-from small_corpus import HARD_TEXTS, corpus, hostile_texts, small_tokenizer
+from .small_corpus import HARD_TEXTS, corpus, hostile_texts, small_tokenizer
 
 from sparseling.data import tokenizer as module
 from sparseling.data.tokenizer import ADDED_TOKENS, StreamDecoder, Tokenizer, train_tokenizer

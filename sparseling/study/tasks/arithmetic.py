@@ -11,7 +11,7 @@ import random
 from .problem import Problem
 
 SUM_PROMPTS = (
-    "What is {a} + {b}?", "Add {a} and {b}.", "Compute {a}+{b}.", "How much is {a} plus {b}?", "Find the sum of {a} and {b}.",
+    "What is {a} + {b}?", "Add {a} and {b}.", "Compute {a} + {b}.", "How much is {a} plus {b}?", "Find the sum of {a} and {b}.",
 )
 DIFFERENCE_PROMPTS = (
     "What is {a} - {b}?", "Subtract {b} from {a}.", "Compute {a}-{b}.", "How much is {a} minus {b}?", "Take {b} away from {a}.",

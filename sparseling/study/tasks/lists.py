@@ -12,13 +12,13 @@ MAXIMUM_PROMPTS = (
     "Give the greatest number: {shown}.",
 )
 SORT_NUMBERS_PROMPTS = (
-    "Sort the numbers {shown}.", "Put in ascending order: {shown}", "Order from small to large: {shown}", "Arrange the numbers {shown}.",
+    "Sort the numbers {shown}.", "Put in ascending order: {shown}.", "Order from small to large: {shown}.", "Arrange the numbers {shown}.",
 )
 SORT_LETTERS_PROMPTS = (
-    "Sort the letters {shown}.", "Put in alphabetical order: {shown}", "Order from a to z: {shown}", "Arrange the letters {shown}.",
+    "Sort the letters {shown}.", "Put in alphabetical order: {shown}.", "Order from a to z: {shown}.", "Arrange the letters {shown}.",
 )
 REVERSE_PROMPTS = (
-    "Reverse the letters {shown}.", "Write backwards: {shown}", "Spell from the end: {shown}", "Turn around the letters {shown}.",
+    "Reverse the letters {shown}.", "Write backwards: {shown}.", "Spell from the end: {shown}.", "Turn around the letters {shown}.",
 )
 COUNT_PROMPTS = (
     "How many times is {letter} among {shown}?", "Count the letter {letter} in {shown}.", "How often does {letter} occur in {shown}?",
@@ -26,8 +26,8 @@ COUNT_PROMPTS = (
 
 
 def maximum(rng: random.Random) -> Problem:
-    """The largest of three to five different numbers from 10 to 99, found by comparing along the list."""
-    numbers = rng.sample(range(10, 100), rng.randint(3, 5))
+    """The largest of three different numbers from 10 to 99, found by comparing along the list."""
+    numbers = rng.sample(range(10, 100), 3)
     best, steps = numbers[0], []
     for number in numbers[1:]:
         steps.append(f"{best} {number} max {max(best, number)}")
@@ -44,8 +44,8 @@ def sort_numbers(rng: random.Random) -> Problem:
 
 
 def sort_letters(rng: random.Random) -> Problem:
-    """Three to five different letters in alphabetical order."""
-    letters = rng.sample(string.ascii_lowercase, rng.randint(3, 5))
+    """Three different letters in alphabetical order."""
+    letters = rng.sample(string.ascii_lowercase, 3)
     prompt = rng.choice(SORT_LETTERS_PROMPTS).format(shown=" ".join(letters))
     return Problem("sort_letters", prompt, _selection_steps(letters, "first"), " ".join(sorted(letters)), " ".join(sorted(letters)))
 
@@ -61,8 +61,8 @@ def _selection_steps(items: list[str], word: str) -> tuple[str, ...]:
 
 
 def reverse_letters(rng: random.Random) -> Problem:
-    """Three to six different letters backwards: numbered first, then read by falling number."""
-    letters = rng.sample(string.ascii_lowercase, rng.randint(3, 6))
+    """Four different letters backwards: numbered first, then read by falling number."""
+    letters = rng.sample(string.ascii_lowercase, 4)
     numbered = [f"{place} {letter}" for place, letter in enumerate(letters, start=1)]
     prompt = rng.choice(REVERSE_PROMPTS).format(shown=" ".join(letters))
     content = min(" ".join(letters), " ".join(letters[::-1]))

@@ -39,6 +39,6 @@ class Family:
 
 
 def is_held_out(problem: Problem, share: float = HELD_OUT_SHARE) -> bool:
-    """Whether a problem belongs to the held-out `share` of its family; depends on its content alone, not on wording or seed."""
-    digest = hashlib.sha256(f"{problem.task}/{problem.content}".encode()).digest()
+    """Whether a problem belongs to the held-out `share`; depends on its content alone, not on family, wording or seed."""
+    digest = hashlib.sha256(problem.content.encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64

@@ -1,4 +1,4 @@
-"""Word problems: a short story with two steps, one up and one down."""
+"""Word problems: a short story, with one gain, or with one step up and one down."""
 
 from __future__ import annotations
 
@@ -16,6 +16,17 @@ STORIES = (
     "{name} has {a} {things}. {first} and {second}. How many {things} are left?",
     "There are {a} {things} with {name}. {first}, then {second}. How many {things} are there now?",
 )
+SUMS = (
+    "{name} has {a} {things} and gets {b} more. How many in all?", "{name} finds {a} {things} and then {b} more. How many in all?",
+    "There are {a} {things} here and {b} there. How many in all?",
+)
+
+
+def gain_problem(rng: random.Random) -> Problem:
+    """A story about the sum of two numbers from 10 to 99. Its content is that of the sum: one is held out where the other is."""
+    a, b = rng.randint(10, 99), rng.randint(10, 99)
+    prompt = rng.choice(SUMS).format(name=rng.choice(NAMES), things=rng.choice(THINGS), a=a, b=b)
+    return Problem("gain_problem", prompt, addition_steps(a, b), str(a + b), f"{min(a, b)}+{max(a, b)}")
 
 
 def word_problem(rng: random.Random) -> Problem:

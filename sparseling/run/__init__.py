@@ -1,0 +1,1 @@
+"""Running a model: sampling, batched generation with a KV cache, and the terminal chat."""

@@ -1,0 +1,128 @@
+"""From logits to the next token: repetition penalty, temperature, top-k, top-p, one uniform draw per token.
+
+A sequence's draws depend on the seed and its own number alone, and every row is treated by itself: what else is in the batch never
+changes what is sampled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+
+GREEDY_BELOW = 1e-5  # dividing by less would leave the range of float32
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen. `temperature` 0 is greedy, `top_k` 0 and `top_p` 1 are off, `repetition_penalty` 1 is off.
+
+    The defaults are those of the published chat models. Raises `UserError` naming the key that is out of range.
+    """
+
+    temperature: float = 0.7
+    top_p: float = 0.8
+    top_k: int = 0
+    repetition_penalty: float = 1.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("temperature", "top_p", "repetition_penalty"):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise UserError(f"{key}: {value!r} is not a number; give one such as {getattr(Sampling, key)}")
+        for key in ("top_k", "seed"):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise UserError(f"{key}: {value!r} is not a whole number; give one such as 0")
+            if value < 0:
+                raise UserError(f"{key}: {value} is negative; give 0 or more")
+        if self.temperature < 0:
+            raise UserError(f"temperature: {self.temperature} is negative; give 0 (greedy) or more")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p: {self.top_p} is not above 0 and at most 1; 1 turns it off")
+        if self.repetition_penalty <= 0:
+            raise UserError(f"repetition_penalty: {self.repetition_penalty} is not above 0; 1 turns it off")
+
+
+GREEDY = Sampling(temperature=0.0, top_p=1.0, top_k=0, repetition_penalty=1.0)
+
+
+def uniform_draws(seed: int, sequences: Iterable[int], tokens: int) -> Tensor:
+    """The randomness of whole sequences: [sequences, tokens] float64 in [0, 1). Each row depends on (seed, its number) alone, and a
+    shorter row is the beginning of a longer one."""
+    rows = [np.random.default_rng((seed, sequence)).random(tokens) for sequence in sequences]
+    return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, tokens, dtype=torch.float64)
+
+
+def next_tokens(logits: Tensor, history: Tensor | None, sampling: Sampling, draws: Tensor | None) -> Tensor:
+    """The next token of each row, [batch] int64.
+
+    logits [batch, vocab] float32; history [batch, tokens] int64, the tokens of prompt and output so far, repeats allowed (None: no
+    repetition penalty); draws [batch] float64 in [0, 1) (None when greedy). In order: repetition penalty (CTRL §4.1: positive logits
+    divided, negative ones multiplied), temperature, top-k, top-p (the fewest best tokens whose probability reaches `top_p`). Equal
+    logits rank by id. Raises `UserError` for logits that are NaN or infinite.
+    """
+    if history is not None and sampling.repetition_penalty != 1:
+        scores = logits.gather(1, history)
+        scores = torch.where(scores > 0, scores / sampling.repetition_penalty, scores * sampling.repetition_penalty)
+        logits = logits.scatter(1, history, scores)
+    best, tokens = logits.max(dim=-1)
+    if not torch.isfinite(best).all():
+        raise UserError("model: its logits are not finite numbers; the weights are damaged or training diverged, use another checkpoint")
+    if sampling.temperature < GREEDY_BELOW:
+        return tokens
+    assert draws is not None, "sampling needs draws"
+    scores = (logits - best[:, None]).div_(sampling.temperature)                 # the best is 0, so exp cannot overflow
+    weights = scores.exp()
+    if 0 < sampling.top_k < logits.shape[1] or sampling.top_p < 1:
+        weights.masked_fill_(~kept_tokens(scores, sampling), 0)
+    return pick(weights, draws)
+
+
+def kept_tokens(scores: Tensor, sampling: Sampling) -> Tensor:
+    """Which tokens top-k and then top-p keep, [batch, vocab] bool; scores [batch, vocab] are log-probabilities up to a constant.
+
+    Only values are sorted, never ids: the tokens above the last kept value stay, and of those equal to it the first few by id.
+    """
+    batch, vocab = scores.shape
+    if 0 < sampling.top_k < vocab:
+        best = scores.topk(sampling.top_k, dim=-1).values                        # [batch, k], best first
+    else:
+        best = sorted_values(scores)
+    count = torch.full((batch, 1), best.shape[1], device=scores.device)
+    if sampling.top_p < 1:
+        weights = best.exp().double()
+        better = weights.cumsum(-1) - weights                                    # mass of the tokens that rank before
+        count = (better < sampling.top_p * weights.sum(-1, keepdim=True)).sum(-1, keepdim=True)
+    last = best.gather(1, count - 1)                                             # [batch, 1]
+    kept = scores >= last
+    if bool((kept.sum(-1, keepdim=True) > count).any()):
+        equal = scores == last
+        room = count - (scores > last).sum(-1, keepdim=True)
+        kept &= ~equal | (equal.cumsum(-1) <= room)
+    return kept
+
+
+def sorted_values(scores: Tensor) -> Tensor:
+    """The scores of each row, best first. On the CPU by NumPy, whose vectorised sort is many times faster than torch's."""
+    if scores.device.type == "cpu":
+        return torch.from_numpy(-np.sort(-scores.numpy(), axis=-1))
+    return scores.sort(dim=-1, descending=True).values
+
+
+def pick(weights: Tensor, draws: Tensor) -> Tensor:
+    """Where the draw falls: weights [batch, n], not negative, in any scale; draws [batch] float64 in [0, 1) -> index [batch].
+
+    Never one of weight 0: the wanted mass is kept below the total, which rounding could otherwise reach.
+    """
+    mass = weights.cumsum(-1, dtype=torch.float64)
+    total = mass[:, -1:]
+    wanted = torch.minimum(draws[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(mass, wanted, right=True).squeeze(1)
