@@ -6,6 +6,7 @@ A field made with `key(...)` carries its help text and its unit; `describe` prin
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import types
 import typing
@@ -101,12 +102,14 @@ def number(kind: type, value: Any, where: str, metadata: Mapping[str, Any]) -> i
         value = with_multiple(value, unit, where)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise UsageError(f"{where}: {value!r} is not a number")
+    if not math.isfinite(value):
+        raise UsageError(f"{where}: {value} is not a number that can be counted with; write a finite one")
     if kind is int:
         if value != int(value):
             raise UsageError(f"{where}: {value} is not a whole number of {unit or 'units'}")
         value = int(value)
     low, high = metadata.get("low"), metadata.get("high")
-    if (low is not None and value < low) or (high is not None and value > high) or value != value:
+    if (low is not None and value < low) or (high is not None and value > high):
         raise UsageError(f"{where}: {value} is outside the allowed range, {low} to {'any' if high is None else high}")
     return float(value) if kind is float else int(value)
 

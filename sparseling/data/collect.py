@@ -98,7 +98,8 @@ def collect(jobs: Sequence[Job], cache: Path, pool: Executor | None) -> tuple[di
         except BaseException:
             threads.shutdown(wait=False, cancel_futures=True)
             raise
-    return {job.name: notes[job.name] for job in jobs if job.name in notes}, skipped
+    in_order = [job.name for job in jobs]  # not in the order of arrival, which differs from run to run
+    return {name: notes[name] for name in in_order if name in notes}, {name: skipped[name] for name in in_order if name in skipped}
 
 
 @contextlib.contextmanager

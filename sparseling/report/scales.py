@@ -116,7 +116,7 @@ def _drawable(values: Iterable[float]) -> np.ndarray:
 def _apart(low: float, high: float) -> tuple[float, float]:
     """Widen a range that is too narrow to divide (a constant series)."""
     size = max(abs(low), abs(high))
-    if high - low > 1e-9 * size:
+    if high - low > max(1e-9 * size, 1 / LARGEST):
         return low, high
-    pad = 0.05 * size if size > 0 else 1.0
+    pad = 0.05 * size if size > 1 / LARGEST else 1.0
     return low - pad if low else low, high + pad

@@ -73,7 +73,8 @@ def remember(rule: SpikeRule, state: SpikeState, verdict: Verdict, step: int, ba
             due = step + rule.delay_steps + random.Random(f"{seed} {step}").randrange(rule.delay_steps)
             state.postponed.append([due, *batch])
         return
-    state.skipped_in_a_row = 0
+    if verdict == "take":  # a slow step does not end the row: a lasting change of level is taken slowly until the medians are there
+        state.skipped_in_a_row = 0
     # A slow step's loss is not normal, but after a real change of level the medians must be able to follow.
     state.losses = [*state.losses, loss][-rule.window:]
     state.grad_norms = [*state.grad_norms, grad_norm][-rule.window:]

@@ -50,11 +50,15 @@ def solve_difference(prompt: str) -> int:
     return second - first if prompt.startswith(("Subtract", "Take")) and "from" in prompt else abs(first - second)
 
 
-def solve_count(prompt: str) -> int:
+def letter_and_list(prompt: str) -> tuple[str, list[str]]:
     asked = re.search(r"(?:is|letter|does) ([a-z]) ", prompt)
     assert asked
-    listed = letters(prompt.split(" among ")[-1].split(" in ")[-1])
-    return listed.count(asked[1])
+    return asked[1], letters(prompt.split(" among ")[-1].split(" in ")[-1])
+
+
+def solve_count(prompt: str) -> int:
+    letter, listed = letter_and_list(prompt)
+    return listed.count(letter)
 
 
 # Each answer again, from the words of the prompt alone.
@@ -165,6 +169,9 @@ def asked_of(task: str, prompt: str) -> object:
         return tuple(sorted(numbers(prompt)))
     if task == "sort_letters":
         return tuple(sorted(letters(prompt)))
+    if task == "count_letter":
+        letter, listed = letter_and_list(prompt)
+        return (letter, *listed)
     return (SOLVERS[task](prompt), *numbers(prompt)) if numbers(prompt) else tuple(letters(prompt))
 
 
