@@ -8,14 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from .test_accounting import PUBLISHED
 
 from sparseling.cli import build_parser, main
+
+from .test_accounting import PUBLISHED
 
 VERBS = ["run", "data", "recipe", "info", "merge", "convert", "chat", "eval", "report"]
 
 
-def test_every_verb_has_help_that_fits_a_screen_and_shows_an_example(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_verb_has_help_that_fits_a_screen_and_shows_an_example(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     actions = build_parser()._subparsers._group_actions[0].choices
     assert sorted(actions) == sorted(VERBS)
@@ -43,17 +46,32 @@ def test_info_json_prints_the_published_figures(name: str, capsys: pytest.Captur
     assert got["flops_per_token"] > 0 and got["kv_bytes_per_token"] > 0
 
 
-@pytest.mark.parametrize(("arguments", "code", "says"), [
-    (["info", "ling-mini"], 1, "ling-mini-2.0"), (["run", "missing.yaml"], 2, "missing.yaml"), (["recipe"], 2, "--keys"),
-    (["merge", "nothere", "--out", "x"], 1, "nothere"), (["merge", "a", "b", "--out", "x", "--decay", "1,b"], 2, "--decay"),
-    (["report", "nothere"], 2, "nothere"), (["chat", "nothere", "hi"], 1, "nothere"), (["eval", "nothere"], 1, "nothere"),
-    (["convert", "nothere", "--out", "x"], 1, "nothere"), (["run", "recipes/laptop.yaml", "--until", "smt"], 2, "--until"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["info", "ling-mini"], 1, "ling-mini-2.0"),
+        (["run", "missing.yaml"], 2, "missing.yaml"),
+        (["recipe"], 2, "--keys"),
+        (["merge", "nothere", "--out", "x"], 1, "nothere"),
+        (["merge", "a", "b", "--out", "x", "--decay", "1,b"], 2, "--decay"),
+        (["report", "nothere"], 2, "nothere"),
+        (["chat", "nothere", "hi"], 1, "nothere"),
+        (["eval", "nothere"], 1, "nothere"),
+        (["convert", "nothere", "--out", "x"], 1, "nothere"),
+        (["run", "recipes/laptop.yaml", "--until", "smt"], 2, "--until"),
+    ],
+)
 def test_mistakes_are_one_sentence_without_a_traceback(arguments: list[str], code: int, says: str, tmp_path: Path) -> None:
     root = Path(__file__).parents[1]
     arguments = [str(root / a) if a.startswith("recipes/") else a for a in arguments]
-    done = subprocess.run([sys.executable, "-m", "sparseling.cli", *arguments], capture_output=True, text=True, cwd=tmp_path,
-                          env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1", "HOME": str(tmp_path)}, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "sparseling.cli", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1", "HOME": str(tmp_path)},
+        timeout=120,
+    )
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr and says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -16,11 +16,22 @@ from sparseling.recipe import KINDS, Top, load_recipe, recipe_from, resolved
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 BASE: dict[str, Any] = {
-    "name": "t", "model": {"preset": "pico"}, "data": {"documents": {"preset": "none"}, "worked": {"tasks": ["maximum"], "bytes": "1MB"}},
+    "name": "t",
+    "model": {"preset": "pico"},
+    "data": {"documents": {"preset": "none"}, "worked": {"tasks": ["maximum"], "bytes": "1MB"}},
     "stages": [
-        {"name": "p", "kind": "pretrain", "tokens": "1M", "seq_length": 64, "batch_sequences": 4, "snapshots": 2,
-         "optimizer": {"learning_rate": 1e-3}, "mixture": {"reasoning": {"share": 1.0, "domains": {"worked": 1}}}},
-        {"name": "m", "kind": "merge"}, {"name": "e", "kind": "eval", "tasks": ["maximum"]},
+        {
+            "name": "p",
+            "kind": "pretrain",
+            "tokens": "1M",
+            "seq_length": 64,
+            "batch_sequences": 4,
+            "snapshots": 2,
+            "optimizer": {"learning_rate": 1e-3},
+            "mixture": {"reasoning": {"share": 1.0, "domains": {"worked": 1}}},
+        },
+        {"name": "m", "kind": "merge"},
+        {"name": "e", "kind": "eval", "tasks": ["maximum"]},
     ],
 }
 
@@ -38,8 +49,9 @@ def test_published_sizes_have_a_recipe_with_the_published_settings() -> None:
         recipe = load_recipe(next(p for p in RECIPES if p.stem == name))
         first = recipe.stages[0]
         assert (first.optimizer.learning_rate, first.batch_sequences) == (rate, batch)
-        assert {f.name: getattr(recipe.model, f.name) for f in dataclasses.fields(recipe.model) if f.name in ("hidden_size", "num_experts")} == {
-            "hidden_size": preset(name).hidden_size, "num_experts": 256}
+        assert {
+            f.name: getattr(recipe.model, f.name) for f in dataclasses.fields(recipe.model) if f.name in ("hidden_size", "num_experts")
+        } == {"hidden_size": preset(name).hidden_size, "num_experts": 256}
         assert first.mixture["reasoning"].share == 0.32 and recipe.stages[1].mixture["reasoning"].share == 0.46
 
 
@@ -65,19 +77,38 @@ def test_every_misspelt_key_is_answered_with_the_nearest_right_one(kind: str) ->
             assert f"{wrong}: unknown key" in str(caught.value) and f"'{name}'" in str(caught.value)
 
 
-@pytest.mark.parametrize(("path", "value", "says"), [
-    ("stages.0.tokens", "8MB", "is in bytes, this key counts tokens; write 8M"),
-    ("stages.0.tokens", "1.5", "not a whole number"), ("stages.0.tokens", "many", "not a number"), ("stages.0.tokens", True, "not a number"),
-    ("stages.0.tokens", "3X", "unknown unit"), ("stages.0.tokens", -5, "outside"), ("stages.0.tokens", "1e400", "inf is not a number"), ("stages.0.tokens", float("nan"), "nan is not a number"),
-    ("data.worked.bytes", "4M", "no unit of bytes; write 4MB"), ("data.worked.tasks", ["maximim"], "'maximum'"),
-    ("stages.0.optimizer", {"learning_rate": "fast"}, "not a number"), ("stages.0.learning_rate", 1, "optimizer.learning_rate"),
-    ("stages.0.mixture", {"a": {"share": 0.5, "domains": {"worked": 1}}}, "sum to 0.5"),
-    ("stages.0.mixture", {"a": {"share": 1, "domains": {"wroked": 1}}}, "'worked'"),
-    ("stages.0.kind", "pretrian", "'pretrain'"), ("stages.0.snapshots", 0, "snapshots"), ("stages.0.seq_length", 512, "max_position_embeddings"),
-    ("stages.0.start", "continue", "needs a stage before"), ("stages.1.of", "q", "no training stage 'q'"), ("stages.2.name", "p", "taken"),
-    ("stages.2.modes", ["onn"], "'on'"), ("model.preset", "picco", "'pico'"), ("model.hidden_sise", 3, "'hidden_size'"),
-    ("model.hidden_size", 33.5, "hidden_size"), ("name", "../x", "folder name"), ("stages", [], "must train"), ("data", 3, "expected keys"),
-])
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ("stages.0.tokens", "8MB", "is in bytes, this key counts tokens; write 8M"),
+        ("stages.0.tokens", "1.5", "not a whole number"),
+        ("stages.0.tokens", "many", "not a number"),
+        ("stages.0.tokens", True, "not a number"),
+        ("stages.0.tokens", "3X", "unknown unit"),
+        ("stages.0.tokens", -5, "outside"),
+        ("stages.0.tokens", "1e400", "inf is not a number"),
+        ("stages.0.tokens", float("nan"), "nan is not a number"),
+        ("data.worked.bytes", "4M", "no unit of bytes; write 4MB"),
+        ("data.worked.tasks", ["maximim"], "'maximum'"),
+        ("stages.0.optimizer", {"learning_rate": "fast"}, "not a number"),
+        ("stages.0.learning_rate", 1, "optimizer.learning_rate"),
+        ("stages.0.mixture", {"a": {"share": 0.5, "domains": {"worked": 1}}}, "sum to 0.5"),
+        ("stages.0.mixture", {"a": {"share": 1, "domains": {"wroked": 1}}}, "'worked'"),
+        ("stages.0.kind", "pretrian", "'pretrain'"),
+        ("stages.0.snapshots", 0, "snapshots"),
+        ("stages.0.seq_length", 512, "max_position_embeddings"),
+        ("stages.0.start", "continue", "needs a stage before"),
+        ("stages.1.of", "q", "no training stage 'q'"),
+        ("stages.2.name", "p", "taken"),
+        ("stages.2.modes", ["onn"], "'on'"),
+        ("model.preset", "picco", "'pico'"),
+        ("model.hidden_sise", 3, "'hidden_size'"),
+        ("model.hidden_size", 33.5, "hidden_size"),
+        ("name", "../x", "folder name"),
+        ("stages", [], "must train"),
+        ("data", 3, "expected keys"),
+    ],
+)
 def test_wrong_values_name_the_key_and_the_mend(path: str, value: Any, says: str) -> None:
     values = copy.deepcopy(BASE)
     target: Any = values

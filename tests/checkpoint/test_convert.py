@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from .checkpoint_samples import CHAT, SMALL, files_of, made_model, public_tensors, same_weights, write_public, write_tokenizer
 
 from sparseling.checkpoint.convert import convert_folder
 from sparseling.checkpoint.hf import load_model, plan_of, read_tensors, save_model
 from sparseling.errors import UserError
+
+from .checkpoint_samples import CHAT, SMALL, files_of, made_model, public_tensors, same_weights, write_public, write_tokenizer
 
 
 def test_to_float32_and_back_to_bfloat16_in_other_shards_is_byte_identical(tmp_path: Path) -> None:

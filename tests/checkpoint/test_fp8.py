@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from .checkpoint_samples import CHAT, SMALL, made_model, public_tensors, write_public, write_sharded
 from torch import Tensor
 
 from sparseling.checkpoint.convert import convert_folder
 from sparseling.checkpoint.fp8 import dequantize_blocks, quantize_blocks, round_up_to_power_of_two, scale_shape
 from sparseling.checkpoint.hf import load_model, read_tensors
 from sparseling.errors import UserError
+
+from .checkpoint_samples import CHAT, SMALL, made_model, public_tensors, write_public, write_sharded
 
 FP8 = torch.float8_e4m3fn
 SHAPES = [(128, 128), (256, 384), (130, 100), (1, 1), (127, 257), (5, 400)]

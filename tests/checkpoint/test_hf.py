@@ -12,6 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sparseling.checkpoint.hf import load_into, load_model, open_checkpoint, read_tensors, save_model
+from sparseling.config import ModelConfig
+from sparseling.errors import UserError
+
 from .checkpoint_samples import (
     CHAT,
     GOLDEN,
@@ -24,12 +31,6 @@ from .checkpoint_samples import (
     write_sharded,
     write_tokenizer,
 )
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
-from sparseling.checkpoint.hf import load_into, load_model, open_checkpoint, read_tensors, save_model
-from sparseling.config import ModelConfig
-from sparseling.errors import UserError
 
 INDEX = "model.safetensors.index.json"
 ONE_SHARD = "model-00001-of-00001.safetensors"

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from .checkpoint_samples import CHAT, made_model, public_tensors, write_public, write_sharded
 from safetensors.torch import save_file
 
 from sparseling.checkpoint.hf import load_model, read_tensors
 from sparseling.checkpoint.tensor_files import list_tensors
 from sparseling.errors import UserError
+
+from .checkpoint_samples import CHAT, made_model, public_tensors, write_public, write_sharded
 
 INDEX = "model.safetensors.index.json"
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from .checkpoint_samples import CHAT, SMALL, files_of, made_model, public_tensors, write_public, write_sharded, write_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -17,6 +16,8 @@ from torch import Tensor, nn
 from sparseling.checkpoint.hf import load_model, read_tensors
 from sparseling.checkpoint.merge import choose_top, merge_folders, merge_weights, weighted_sum
 from sparseling.errors import UserError
+
+from .checkpoint_samples import CHAT, SMALL, files_of, made_model, public_tensors, write_public, write_sharded, write_tokenizer
 
 # WSM Fig. 2 and the same rule for the other curves, ten checkpoints, oldest first.
 PUBLISHED = {

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from .checkpoint_samples import CHAT, GOLDEN, SMALL, made_model, public_tensors
 from safetensors import safe_open
 
 from sparseling.accounting import count_parameters
@@ -14,6 +13,8 @@ from sparseling.checkpoint.hf import empty_model
 from sparseling.checkpoint.names import config_as_stored, expected_tensors, public_views
 from sparseling.config import ModelConfig, preset
 from sparseling.errors import UserError
+
+from .checkpoint_samples import CHAT, GOLDEN, SMALL, made_model, public_tensors
 
 
 @pytest.mark.parametrize(

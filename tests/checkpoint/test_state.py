@@ -16,8 +16,10 @@ from sparseling.errors import UserError
 
 def tensors(seed: int) -> dict[str, dict[str, torch.Tensor]]:
     g = torch.Generator().manual_seed(seed)
-    return {"model": {"a.weight": torch.randn(5, 3, generator=g), "bias": torch.randn(7, generator=g)},
-            "optimizer": {"a.weight.step": torch.tensor(float(seed)), "a.weight.exp_avg": torch.randn(5, 3, generator=g).bfloat16()}}
+    return {
+        "model": {"a.weight": torch.randn(5, 3, generator=g), "bias": torch.randn(7, generator=g)},
+        "optimizer": {"a.weight.step": torch.tensor(float(seed)), "a.weight.exp_avg": torch.randn(5, 3, generator=g).bfloat16()},
+    }
 
 
 def equal(a: dict, b: dict) -> bool:
@@ -34,7 +36,9 @@ def test_round_trip_is_exact_and_only_the_newest_are_kept(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("harm", ["flip", "truncate", "delete", "manifest"])
-def test_a_damaged_newest_checkpoint_is_detected_and_the_previous_one_used(tmp_path: Path, harm: str, capsys: pytest.CaptureFixture) -> None:
+def test_a_damaged_newest_checkpoint_is_detected_and_the_previous_one_used(
+    tmp_path: Path, harm: str, capsys: pytest.CaptureFixture
+) -> None:
     save_checkpoint(tmp_path, 1, tensors(1), {"step": 1})
     newest = save_checkpoint(tmp_path, 2, tensors(2), {"step": 2})
     victim = max((newest / "tensors").glob("*.distcp"), key=lambda p: p.stat().st_size)

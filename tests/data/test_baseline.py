@@ -10,11 +10,12 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
-from .small_corpus import HARD_TEXTS, corpus
 
 from sparseling.data import baseline
 from sparseling.data.baseline import baseline_bits_per_byte, compressed_bits_per_byte, train_order2
 from sparseling.errors import UserError
+
+from .small_corpus import HARD_TEXTS, corpus
 
 
 def with_contexts(texts: list[str]) -> list[tuple[bytes, int]]:

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from .small_corpus import corpus, small_tokenizer
 
 from sparseling.data.batches import (
     Batch,
@@ -27,6 +26,8 @@ from sparseling.data.mixture import Mixture, build_mixture
 from sparseling.data.shards import Shards, write_shards
 from sparseling.data.tokenizer import Tokenizer
 from sparseling.errors import UserError
+
+from .small_corpus import corpus, small_tokenizer
 
 SEQ = 48
 

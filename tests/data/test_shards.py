@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from .small_corpus import HARD_TEXTS, corpus, small_tokenizer
 
 from sparseling.data import shards as module
 from sparseling.data.shards import Shards, read_documents, write_shards
 from sparseling.data.tokenizer import Tokenizer, train_tokenizer
 from sparseling.errors import UserError
+
+from .small_corpus import HARD_TEXTS, corpus, small_tokenizer
 
 SIZE = 3000  # tokens in a shard: a handful of shards
 DOCUMENTS = [(f"doc-{number}", text) for number, text in enumerate(corpus(documents=80) + HARD_TEXTS)]

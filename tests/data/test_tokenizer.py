@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import tiktoken
 import tokenizers
-from .small_corpus import HARD_TEXTS, corpus, hostile_texts, small_tokenizer
 
 from sparseling.data import tokenizer as module
 from sparseling.data.tokenizer import ADDED_TOKENS, StreamDecoder, Tokenizer, train_tokenizer
 from sparseling.errors import UserError
+
+from .small_corpus import HARD_TEXTS, corpus, hostile_texts, small_tokenizer
 
 PUBLIC = Path(__file__).parents[3] / "shared" / "reference" / "ling-2.0-sft.tokenizer.json.gz"
 

@@ -20,15 +20,29 @@ def expert_inputs(tokens: int, k: int, num_experts: int, hidden: int, width: int
     ids = torch.stack([torch.randperm(num_experts, generator=g)[:k] for _ in range(tokens)])
     if routing == "one hot expert":
         ids = torch.arange(k).expand(tokens, k).contiguous()
-    tensors = [torch.randn(tokens, hidden, generator=g), ids, torch.rand(tokens, k, generator=g),
-               torch.randn(num_experts, 2 * width, hidden, generator=g), torch.randn(num_experts, hidden, width, generator=g)]
+    tensors = [
+        torch.randn(tokens, hidden, generator=g),
+        ids,
+        torch.rand(tokens, k, generator=g),
+        torch.randn(num_experts, 2 * width, hidden, generator=g),
+        torch.randn(num_experts, hidden, width, generator=g),
+    ]
     return [t.requires_grad_() if t.is_floating_point() else t for t in tensors]
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(tokens=st.integers(1, 40), k=st.integers(1, 4), extra=st.integers(0, 20), hidden=st.integers(1, 17), width=st.integers(1, 9),
-       routing=st.sampled_from(["random", "one hot expert"]), seed=st.integers(0, 99))
-def test_experts_equal_the_reference_with_all_gradients(tokens: int, k: int, extra: int, hidden: int, width: int, routing: str, seed: int) -> None:
+@given(
+    tokens=st.integers(1, 40),
+    k=st.integers(1, 4),
+    extra=st.integers(0, 20),
+    hidden=st.integers(1, 17),
+    width=st.integers(1, 9),
+    routing=st.sampled_from(["random", "one hot expert"]),
+    seed=st.integers(0, 99),
+)
+def test_experts_equal_the_reference_with_all_gradients(
+    tokens: int, k: int, extra: int, hidden: int, width: int, routing: str, seed: int
+) -> None:
     inputs = expert_inputs(tokens, k, k + extra, hidden, width, routing, seed)
     grad = torch.randn(tokens, hidden, generator=torch.Generator().manual_seed(seed + 1))
     floats = [t for t in inputs if t.requires_grad]
@@ -39,7 +53,9 @@ def test_experts_equal_the_reference_with_all_gradients(tokens: int, k: int, ext
 
 
 def test_experts_reference_equals_the_formula_in_float64() -> None:
-    x, ids, weights, gate_up, down = (t.detach().double() if t.is_floating_point() else t for t in expert_inputs(6, 2, 5, 7, 3, "random", 0))
+    x, ids, weights, gate_up, down = (
+        t.detach().double() if t.is_floating_point() else t for t in expert_inputs(6, 2, 5, 7, 3, "random", 0)
+    )
     got = reference.experts(x.float(), ids, weights.float(), gate_up.float(), down.float())
     for t in range(6):
         want = torch.zeros(7, dtype=torch.float64)

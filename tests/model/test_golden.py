@@ -87,7 +87,7 @@ def test_bf16_within_rounding_and_same_experts_where_the_choice_is_clear() -> No
 def test_a_cache_filled_in_two_steps_gives_the_logits_of_one_pass() -> None:
     from sparseling.model.cache import KVCache
 
-    model, expected, out, _ = run("fp32")
+    model, expected, _, _ = run("fp32")
     ids = expected["input_ids"]
     cache = KVCache(model.config, batch=2, capacity=ids.shape[1])
     with torch.no_grad():

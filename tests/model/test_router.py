@@ -13,12 +13,14 @@ from sparseling.model.router import Router, choose_experts
 def brute_force(biased: np.ndarray, groups: int, kept: int, k: int) -> set[int]:
     """Best k experts of the best groups; a group scores the sum of its two best."""
     per_group = len(biased) // groups
-    order = sorted(range(groups), key=lambda g: -sum(sorted(biased[g * per_group:(g + 1) * per_group])[-2:]))[:kept]
+    order = sorted(range(groups), key=lambda g: -sum(sorted(biased[g * per_group : (g + 1) * per_group])[-2:]))[:kept]
     allowed = [e for g in order for e in range(g * per_group, (g + 1) * per_group)]
     return set(sorted(allowed, key=lambda e: -biased[e])[:k])
 
 
-@pytest.mark.parametrize(("experts", "groups", "kept", "k", "shift"), [(16, 4, 2, 4, 0.0), (64, 8, 4, 4, -2.0), (12, 1, 1, 3, 0.0), (8, 2, 1, 4, -5.0)])
+@pytest.mark.parametrize(
+    ("experts", "groups", "kept", "k", "shift"), [(16, 4, 2, 4, 0.0), (64, 8, 4, 4, -2.0), (12, 1, 1, 3, 0.0), (8, 2, 1, 4, -5.0)]
+)
 def test_choice_equals_brute_force(experts: int, groups: int, kept: int, k: int, shift: float) -> None:
     scores = torch.rand(200, experts, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + shift
     chosen = choose_experts(scores, groups, kept, k)

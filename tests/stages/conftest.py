@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-WORDS = "the of and to in is that it was for on with as his they at be this from have or by one had not but what all were when we".split()
+WORDS = "the of and to in is that it was for on with as his they at be this from have or by one had not but what all were when we".split()  # noqa: SIM905
 
 
 def tiny_recipe(folder: Path) -> dict[str, Any]:
@@ -24,19 +24,53 @@ def tiny_recipe(folder: Path) -> dict[str, Any]:
     optimizer = {"learning_rate": 3e-3, "warmup_steps": 3}
     mixture = {"general": {"share": 0.5, "domains": {"prose": 1}}, "reasoning": {"share": 0.5, "domains": {"worked": 1}}}
     return {
-        "name": "tiny", "threads": 1, "model": {"preset": "pico"},
+        "name": "tiny",
+        "threads": 1,
+        "model": {"preset": "pico"},
         "data": {
             "documents": {"preset": "none", "files": [{"path": str(text), "domain": "prose", "licence": "CC0"}], "validation_share": 0.1},
-            "worked": {"tasks": ["two_digit_addition", "maximum"], "bytes": "60KB"}, "tokenizer": {"vocab_size": 400}, "validation_tokens": 1024,
+            "worked": {"tasks": ["two_digit_addition", "maximum"], "bytes": "60KB"},
+            "tokenizer": {"vocab_size": 400},
+            "validation_tokens": 1024,
         },
         "stages": [
-            {"name": "pretrain", "kind": "pretrain", "tokens": 8192, "seq_length": 64, "batch_sequences": 8, "batch_start_sequences": 4,
-             "batch_ramp_tokens": 2048, "optimizer": optimizer, "mixture": mixture, "checkpoint_every": 4, "snapshots": 2},
-            {"name": "midtrain", "kind": "pretrain", "start": "continue", "tokens": 4096, "seq_length": 64, "batch_sequences": 8,
-             "optimizer": optimizer, "mixture": mixture, "checkpoint_every": 3, "snapshots": 3, "bias_update_rate": 1e-4},
+            {
+                "name": "pretrain",
+                "kind": "pretrain",
+                "tokens": 8192,
+                "seq_length": 64,
+                "batch_sequences": 8,
+                "batch_start_sequences": 4,
+                "batch_ramp_tokens": 2048,
+                "optimizer": optimizer,
+                "mixture": mixture,
+                "checkpoint_every": 4,
+                "snapshots": 2,
+            },
+            {
+                "name": "midtrain",
+                "kind": "pretrain",
+                "start": "continue",
+                "tokens": 4096,
+                "seq_length": 64,
+                "batch_sequences": 8,
+                "optimizer": optimizer,
+                "mixture": mixture,
+                "checkpoint_every": 3,
+                "snapshots": 3,
+                "bias_update_rate": 1e-4,
+            },
             {"name": "merge", "kind": "merge", "curve": "1-sqrt"},
-            {"name": "sft", "kind": "sft", "tasks": ["two_digit_addition", "maximum"], "samples": 60, "seq_length": 128, "batch_sequences": 4,
-             "optimizer": optimizer, "checkpoint_every": 3},
+            {
+                "name": "sft",
+                "kind": "sft",
+                "tasks": ["two_digit_addition", "maximum"],
+                "samples": 60,
+                "seq_length": 128,
+                "batch_sequences": 4,
+                "optimizer": optimizer,
+                "checkpoint_every": 3,
+            },
             {"name": "eval", "kind": "eval", "tasks": ["maximum"], "problems": 4},
         ],
     }

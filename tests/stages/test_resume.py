@@ -25,19 +25,31 @@ from sparseling.train.metrics import read_metrics
 
 def start(recipe: Path, runs: Path) -> subprocess.Popen:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.Popen([sys.executable, "-m", "sparseling.cli", "run", str(recipe), "--runs", str(runs)], env=environment,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "sparseling.cli", "run", str(recipe), "--runs", str(runs)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def weights(run: Path) -> dict[str, str]:
     """Hash of every weight file that the stages left."""
-    return {str(p.relative_to(run)): sha256_of_file(p) for p in sorted(run.glob("*/model/*.safetensors")) + sorted(run.glob("*/snapshots/*/*.safetensors"))}
+    return {
+        str(p.relative_to(run)): sha256_of_file(p)
+        for p in sorted(run.glob("*/model/*.safetensors")) + sorted(run.glob("*/snapshots/*/*.safetensors"))
+    }
 
 
 def losses(run: Path) -> list[tuple[str, int, float, float]]:
     """(stage, step, loss, grad norm) of every step, in order."""
-    return [(stage, line["step"], line["loss"], line["grad_norm"]) for stage in ("pretrain", "midtrain", "sft")
-            for line in read_metrics(run / stage / "metrics.jsonl") if "loss" in line]
+    return [
+        (stage, line["step"], line["loss"], line["grad_norm"])
+        for stage in ("pretrain", "midtrain", "sft")
+        for line in read_metrics(run / stage / "metrics.jsonl")
+        if "loss" in line
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +68,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, f
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_sigkill_at_random_moments_ends_with_the_same_final_weights(undisturbed: tuple[Path, Path, float], tmp_path: Path, seed: int) -> None:
+def test_sigkill_at_random_moments_ends_with_the_same_final_weights(
+    undisturbed: tuple[Path, Path, float], tmp_path: Path, seed: int
+) -> None:
     recipe, whole, seconds = undisturbed
     rng, kills = random.Random(seed), 0
     for _ in range(40):
@@ -95,12 +109,18 @@ def test_sigterm_saves_says_how_to_go_on_and_the_rest_is_bit_exact(undisturbed: 
     assert weights(tmp_path / "tiny") == weights(whole)
 
 
-def test_losses_and_weights_of_n_plus_m_steps_equal_n_restart_m(recipe_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_and_weights_of_n_plus_m_steps_equal_n_restart_m(
+    recipe_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Resume bit-exactness, in one process, at a step that no checkpoint interval divides, with a spike on the way."""
     recipe_values["stages"] = recipe_values["stages"][:1]
     recipe = recipe_from(recipe_values)
     real = loop.spikes.is_spike
-    monkeypatch.setattr(loop.spikes, "is_spike", lambda rule, state, loss, norm: len(state.losses) == 6 and not state.skipped or real(rule, state, loss, norm))
+    monkeypatch.setattr(
+        loop.spikes,
+        "is_spike",
+        lambda rule, state, loss, norm: (len(state.losses) == 6 and not state.skipped) or real(rule, state, loss, norm),
+    )
     run_recipe(recipe, tmp_path / "whole")
 
     class Stop(Exception):
@@ -144,14 +164,23 @@ def test_a_finished_run_does_nothing_and_a_changed_recipe_is_refused(undisturbed
 def test_summary_and_report_hold_what_machines_and_people_look_for(undisturbed: tuple[Path, Path, float]) -> None:
     _, whole, _ = undisturbed
     summary = json.loads((whole / "summary.json").read_text())
-    wanted = {"seconds_total", "seconds_by_stage", "validation_bits_per_byte", "baseline_bits_per_byte", "accuracy", "parameters_total",
-              "parameters_active", "tokens_trained", "merge_gain"}
+    wanted = {
+        "seconds_total",
+        "seconds_by_stage",
+        "validation_bits_per_byte",
+        "baseline_bits_per_byte",
+        "accuracy",
+        "parameters_total",
+        "parameters_active",
+        "tokens_trained",
+        "merge_gain",
+    }
     assert wanted <= set(summary)
     assert set(summary["validation_bits_per_byte"]) == {"prose", "worked"}
     assert set(summary["accuracy"]["maximum"]) == {"off", "on"} and {"accuracy", "low", "high"} <= set(summary["accuracy"]["maximum"]["on"])
     assert summary["seconds_total"] == pytest.approx(sum(summary["seconds_by_stage"].values()), abs=0.1)
     page = (whole / "report.html").read_text()
-    assert "<svg" in page and "http://" not in page.replace("http://www.w3.org", "") and "src=\"http" not in page
+    assert "<svg" in page and "http://" not in page.replace("http://www.w3.org", "") and 'src="http' not in page
 
 
 def test_balance_bias_moves_in_pretraining_and_is_frozen_in_fine_tuning(undisturbed: tuple[Path, Path, float]) -> None:

@@ -39,7 +39,10 @@ def test_total_is_main_plus_weighted_mtp_and_z_over_valid_tokens() -> None:
     got = losses(model, input_ids, labels, document_ids, weights, count_valid(labels, document_ids, 2))
     out = model(input_ids, document_ids=document_ids, with_mtp=True)
     main = F.cross_entropy(model.logits(out.hidden_states).flatten(0, 1), labels.flatten())
-    mtp = [F.cross_entropy(model.logits(h).flatten(0, 1), mtp_labels(labels, document_ids, d + 1).flatten()) for d, h in enumerate(out.mtp_hidden_states)]
+    mtp = [
+        F.cross_entropy(model.logits(h).flatten(0, 1), mtp_labels(labels, document_ids, d + 1).flatten())
+        for d, h in enumerate(out.mtp_hidden_states)
+    ]
     z = sum((r.logits.exp().sum(-1).log() ** 2).mean() for r in out.routing)
     assert got.total.item() == pytest.approx((main + 0.3 * sum(mtp) / 2 + 0.01 * z).item(), rel=1e-5)
     assert got.mtp == pytest.approx(sum(mtp).item() / 2, rel=1e-5)
@@ -53,7 +56,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch() -> None:
     def gradients(size: int) -> list[torch.Tensor]:
         model.zero_grad()
         for a in range(0, 4, size):
-            losses(model, input_ids[a:a + size], labels[a:a + size], document_ids[a:a + size], LossWeights(), valid).total.backward()
+            losses(model, input_ids[a : a + size], labels[a : a + size], document_ids[a : a + size], LossWeights(), valid).total.backward()
         return [p.grad.clone() for p in model.parameters()]
 
     for whole, parts in zip(gradients(4), gradients(1), strict=True):

@@ -17,8 +17,13 @@ def test_learning_rate_rises_linearly_then_never_falls() -> None:
     assert learning_rate_at(0, 2.0, 0) == 2.0
 
 
-@pytest.mark.parametrize(("tokens", "seq", "full", "start", "ramp"), [(100_000, 64, 16, 16, 0), (100_000, 64, 16, 2, 50_000), (1, 64, 16, 4, 0), (10**6, 128, 32, 8, 10**7)])
-def test_batch_ramp_reaches_the_tokens_with_the_last_step_and_never_shrinks(tokens: int, seq: int, full: int, start: int, ramp: int) -> None:
+@pytest.mark.parametrize(
+    ("tokens", "seq", "full", "start", "ramp"),
+    [(100_000, 64, 16, 16, 0), (100_000, 64, 16, 2, 50_000), (1, 64, 16, 4, 0), (10**6, 128, 32, 8, 10**7)],
+)
+def test_batch_ramp_reaches_the_tokens_with_the_last_step_and_never_shrinks(
+    tokens: int, seq: int, full: int, start: int, ramp: int
+) -> None:
     sizes = batch_schedule(tokens, seq, full, start, ramp)
     assert sum(sizes) * seq >= tokens > sum(sizes[:-1]) * seq
     assert sizes == sorted(sizes) and max(sizes) <= full

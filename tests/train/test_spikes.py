@@ -19,8 +19,18 @@ def calm(steps: int = 40) -> SpikeState:
     return state
 
 
-@pytest.mark.parametrize(("loss", "grad_norm", "spike"), [(3.02, 1.0, False), (3.2, 1.2, False), (3.5, 1.0, True), (3.0, 9.0, True),
-                                                          (math.nan, 1.0, True), (3.0, math.inf, True), (2.0, 1.0, False)])
+@pytest.mark.parametrize(
+    ("loss", "grad_norm", "spike"),
+    [
+        (3.02, 1.0, False),
+        (3.2, 1.2, False),
+        (3.5, 1.0, True),
+        (3.0, 9.0, True),
+        (math.nan, 1.0, True),
+        (3.0, math.inf, True),
+        (2.0, 1.0, False),
+    ],
+)
 def test_what_counts_as_a_spike(loss: float, grad_norm: float, spike: bool) -> None:
     assert is_spike(RULE, calm(), loss, grad_norm) is spike
 

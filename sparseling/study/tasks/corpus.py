@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from ...align.chat import Message
 from ...align.conversations import Conversation
 from .families import family, training_problem
-from .problem import HELD_OUT_SHARE, Problem
+from .problem import HELD_OUT_SHARE
 from .small_talk import EXCHANGES
 
 # (with steps, without steps); "{steps}" are lines
