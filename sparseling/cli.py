@@ -37,6 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"sparseling: {error.filename}: {error.strerror}; see to the path or its permissions", file=sys.stderr)
+        return 1
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -66,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     info = verb("info", "parameters, FLOPs per token and KV cache of a model, from its config alone",
                 "sparseling info ling-mini-2.0 --json", info_verb)
     info.add_argument("model", metavar="MODEL", help="preset, model folder, config.json, recipe file, or hub id")
-    info.add_argument("--seq-length", type=int, default=4096, help="tokens of context that FLOPs are counted at (default 4096)")
+    info.add_argument("--seq-length", type=positive, default=4096, help="tokens of context that FLOPs are counted at (default 4096)")
     info.add_argument("--mtp", type=int, metavar="N", help="count this many multi-token prediction layers instead of the config's")
     info.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
@@ -98,21 +103,28 @@ def build_parser() -> argparse.ArgumentParser:
     chat.add_argument("--repetition-penalty", type=float, default=1.05, help="above 1 discourages repetition (default 1.05)")
     chat.add_argument("--seed", type=int, default=0, help="same seed, same answer (default 0)")
     chat.add_argument("--max-new-tokens", type=int, default=512, help="longest answer in tokens (default 512)")
-    chat.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default: all)")
+    chat.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="CPU threads (default: all)")
 
     evaluate = verb("eval", "exact-match accuracy on held-out problems, both thinking modes",
                     "sparseling eval runs/laptop --problems 200 --json", eval_verb)
     evaluate.add_argument("model", metavar="MODEL", help="run folder, model folder, or hub id")
     evaluate.add_argument("--tasks", nargs="+", metavar="TASK", help="task families (default: those of the run, else the laptop's)")
     evaluate.add_argument("--modes", nargs="+", choices=["off", "on"], default=["off", "on"], help="thinking modes (default both)")
-    evaluate.add_argument("--problems", type=int, default=200, help="problems of each family (default 200)")
+    evaluate.add_argument("--problems", type=positive, default=200, help="problems of each family (default 200)")
     evaluate.add_argument("--seed", type=int, default=0, help="which held-out problems (default 0)")
-    evaluate.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default: all)")
+    evaluate.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="CPU threads (default: all)")
     evaluate.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
     report = verb("report", "write report.html of a run again", "sparseling report runs/laptop", report_verb)
     report.add_argument("run", metavar="RUN", help="run folder")
     return parser
+
+
+def positive(text: str) -> int:
+    """A whole number of 1 or more, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")
+    return int(text)
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -183,7 +195,8 @@ def info_verb(options: argparse.Namespace) -> None:
 def merge_verb(options: argparse.Namespace) -> None:
     import torch
 
-    from .checkpoint.merge import choose_top, merge_folders, merge_weights
+    from .checkpoint.decay import choose_top, merge_weights
+    from .checkpoint.merge import merge_folders
     from .files import read_json
 
     folders = list(options.folders)
@@ -233,13 +246,14 @@ def chat_verb(options: argparse.Namespace) -> int:
 def eval_verb(options: argparse.Namespace) -> None:
     import torch
 
-    from .info import model_folder
+    from .info import model_folder, tasks_of_run
     from .recipe import Eval
     from .stages.evaluate import accuracy_table, evaluate_model
     from .study.tasks.families import LAPTOP
 
     torch.set_num_threads(options.threads)
-    stage = Eval(name="eval", kind="eval", tasks=tuple(options.tasks or LAPTOP), problems=options.problems, modes=tuple(options.modes))
+    tasks = options.tasks or tasks_of_run(options.model) or LAPTOP
+    stage = Eval(name="eval", kind="eval", tasks=tuple(tasks), problems=options.problems, modes=tuple(options.modes))
     result = evaluate_model(model_folder(options.model), stage, options.seed)
     print(json.dumps({"accuracy": result.accuracy, "samples": result.samples}) if options.json else accuracy_table(result.accuracy))
 

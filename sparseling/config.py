@@ -16,6 +16,8 @@ from .files import read_json
 
 ARCHITECTURE = "BailingMoeV2ForCausalLM"
 MODEL_TYPES = ("bailing_moe", "bailing_moe_v2", ARCHITECTURE)
+# What a key that config.json leaves out means to the public config class, where that is not the value of Ling-mini-2.0 below.
+PUBLIC_DEFAULTS = {"routed_scaling_factor": 1.0, "eos_token_id": 156892}
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,9 @@ class ModelConfig:
     @staticmethod
     def from_dict(public: dict[str, Any], source: str = "config.json") -> ModelConfig:
         """From a public config dictionary. Raises `UserError` for architectures and options that are not Ling 2.0."""
+        refuse_wrong_types(public, source)
         refuse_other_architectures(public, source)
-        values = {f.name: public[f.name] for f in dataclasses.fields(ModelConfig) if public.get(f.name) is not None}
+        values = PUBLIC_DEFAULTS | {f.name: public[f.name] for f in dataclasses.fields(ModelConfig) if public.get(f.name) is not None}
         values["partial_rotary_factor"] = partial_rotary_factor_of(public, source)
         rope = public.get("rope_parameters") or {}
         if "rope_theta" in rope:
@@ -94,9 +97,9 @@ class ModelConfig:
         values["rope_scaling"] = rope_scaling_of(public)
         if public.get("head_dim") is None:
             values["head_dim"] = public.get("hidden_size", 2048) // public.get("num_attention_heads", 16)
-        values["num_shared_experts"] = public.get("num_shared_experts") or 0
-        values["n_group"] = public.get("n_group") or 1
-        values["topk_group"] = public.get("topk_group") or 1
+        for key, off in (("num_shared_experts", 0), ("n_group", 1), ("topk_group", 1)):
+            if key in public and not public[key]:  # null or 0: there is none; left out: as the class has it
+                values[key] = off
         for key in ("eos_token_id", "pad_token_id"):
             if isinstance(values.get(key), list):
                 values[key] = values[key][0]
@@ -163,6 +166,18 @@ def check_shape(config: ModelConfig) -> None:
     for fine, field_name, what in rules:
         if not fine:
             raise UserError(f"model.{field_name}: {getattr(config, field_name)} {what}")
+
+
+def refuse_wrong_types(public: Any, source: str) -> None:
+    """A config is an object, its numbers are numbers, and its RoPE settings are objects; else `UserError`."""
+    if not isinstance(public, dict):
+        raise UserError(f"{source}: is not a JSON object with the fields of a model; give a model's config.json")
+    for key in ("rope_scaling", "rope_parameters"):
+        if public.get(key) is not None and not isinstance(public[key], dict):
+            raise UserError(f"{source}: {key} is {public[key]!r}; write an object such as {{\"type\": \"yarn\", \"factor\": 4.0}} or null")
+    for key in ("hidden_size", "num_attention_heads", "head_dim", "rotary_dim", "partial_rotary_factor"):
+        if public.get(key) is not None and (isinstance(public[key], bool) or not isinstance(public[key], (int, float)) or public[key] <= 0):
+            raise UserError(f"{source}: {key} is {public[key]!r}, not a positive number; mend the file")
 
 
 def refuse_other_architectures(public: dict[str, Any], source: str) -> None:

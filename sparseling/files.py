@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -18,10 +20,12 @@ from .errors import UserError
 def write_aside(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open `path` for writing under a temporary name; on success flush to disk and rename over `path`.
 
-    On any failure the temporary file is removed and `path` is as it was before. A full disk raises `UserError`.
+    On any failure the temporary file is removed and `path` is as it was before; what a killed process left aside goes with the next
+    write. A full disk raises `UserError`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(aside, mode, encoding=None if "b" in mode else "utf-8") as stream:
@@ -34,6 +38,20 @@ def write_aside(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
         with contextlib.suppress(OSError):
             aside.unlink()
         raise disk_full(error, path) or error from None
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove temporary files for `path` whose process is gone."""
+    for aside in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        number = aside.name.split(".")[-2]
+        if not number.isdigit():
+            continue
+        try:
+            os.kill(int(number), 0)
+        except ProcessLookupError:
+            aside.unlink(missing_ok=True)
+        except (PermissionError, OverflowError):
+            pass  # somebody else's process is still there
 
 
 def disk_full(error: BaseException, path: Path) -> UserError | None:
@@ -50,6 +68,24 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process: two writers would mix their files. The lock goes with the process, however it ends.
+
+    Raises `UserError` when another process holds it.
+    """
+    with open(folder / ".lock", "a+", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            raise UserError(f"{folder}: process {stream.read().strip() or 'unknown'} is working there; wait for it, or end it") from None
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
+        yield
 
 
 def write_json(path: str | Path, value: Any) -> None:

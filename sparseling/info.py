@@ -45,6 +45,15 @@ def model_folder(model: str) -> Path:
     return resolve(model)
 
 
+def tasks_of_run(model: str) -> tuple[str, ...]:
+    """The task families that the last eval stage of a run folder asks; () for anything else."""
+    from .recipe import Eval, load_recipe
+
+    path = Path(model) / "recipe.yaml"
+    stages = load_recipe(path).stages if path.is_file() else ()
+    return next((stage.tasks for stage in reversed(stages) if isinstance(stage, Eval)), ())
+
+
 def figures(config: ModelConfig, seq_length: int) -> dict[str, int]:
     """The figures of `sparseling info --json`.
 

@@ -6,11 +6,13 @@ and `done.json` (what came out) from its end.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import platform
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ import torch
 
 from . import __version__
 from .accounting import count_parameters
+from .align.conversations import check_conversations
 from .errors import UserError
-from .files import hash_of, read_json, write_aside, write_json
+from .files import hash_of, locked, read_json, sha256_of_file, write_aside, write_json
 from .progress import say
 from .recipe import Eval, Merge, Pretrain, Recipe, Sft, Stage, plain, resolved
 from .stages.context import Context
@@ -30,11 +33,18 @@ Run = Callable[[Context], dict[str, Any]]
 def run_recipe(recipe: Recipe, run_folder: Path, until: str | None = None) -> Path | None:
     """Run every stage that is not done, up to and with `until`; write summary and report. Returns the report, None when `until` stopped it.
 
-    Raises `UserError` when a finished or begun stage in the folder was made from other settings: nothing is overwritten.
+    Raises `UserError` when a finished or begun stage in the folder was made from other settings (nothing is overwritten), or when another
+    process is at work in the folder. SIGTERM ends it as Ctrl-C does.
     """
     refuse_too_large(recipe)
     torch.set_num_threads(recipe.threads)
     run_folder.mkdir(parents=True, exist_ok=True)
+    with locked(run_folder), sigterm_as_interrupt():
+        return run_stages(recipe, run_folder, until)
+
+
+def run_stages(recipe: Recipe, run_folder: Path, until: str | None) -> Path | None:
+    """`run_recipe` in a folder that is ours."""
     plan = [("data", hash_of({"data": plain(dataclasses.asdict(recipe.data)), "seed": recipe.seed}), run_function(None))]
     for stage in recipe.stages:
         plan.append((stage.name, stage_hash(recipe, stage, plan[-1][1]), run_function(stage)))
@@ -42,13 +52,15 @@ def run_recipe(recipe: Recipe, run_folder: Path, until: str | None = None) -> Pa
     with write_aside(run_folder / "recipe.yaml") as stream:
         stream.write(resolved(recipe))
     machine = machine_of(run_folder, recipe)
+    inputs = {stage.name: files_read_by(stage) for stage in recipe.stages} | {"data": tokenizer_files(recipe)}
+    check_files(run_folder, inputs)
     worked = False
     for position, (name, own_hash, function) in enumerate(plan):
         context = Context(recipe, run_folder, name, tuple(n for n, _, _ in plan[:position]), machine["matmul_peak_flops"])
-        worked |= run_stage(context, own_hash, function)
+        worked |= run_stage(context, own_hash, inputs[name], function)
         if name == until:
             return None
-    if not worked and (run_folder / "report.html").exists():
+    if not worked and is_reported(run_folder):
         say(f"{run_folder}: already finished, nothing to do; see {run_folder / 'report.html'}")
         return run_folder / "report.html"
     from .report.build import write_report
@@ -56,6 +68,56 @@ def run_recipe(recipe: Recipe, run_folder: Path, until: str | None = None) -> Pa
 
     write_summary(recipe, run_folder, machine)
     return write_report(run_folder)
+
+
+def is_reported(run_folder: Path) -> bool:
+    """Whether the report was written after the summary that it shows."""
+    summary, report = run_folder / "summary.json", run_folder / "report.html"
+    return summary.exists() and report.exists() and report.stat().st_mtime_ns >= summary.stat().st_mtime_ns
+
+
+@contextlib.contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C: files written aside are cleaned up and a message is left. The training loop does better, it saves."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        previous = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not in the main thread: the caller handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def files_read_by(stage: Stage) -> tuple[str, ...]:
+    """Files of the user's that a training stage reads itself."""
+    return stage.files if isinstance(stage, Sft) else ()
+
+
+def tokenizer_files(recipe: Recipe) -> tuple[str, ...]:
+    """The recipe's own tokenizer, read by the data stage."""
+    folder = recipe.data.tokenizer.folder
+    return (str(Path(folder) / "tokenizer.json"),) if folder else ()
+
+
+def check_files(run_folder: Path, inputs: dict[str, tuple[str, ...]]) -> None:
+    """Read the user's files once before hours of work, not after: `UserError` for one that is missing or wrong.
+
+    A finished stage needs its files no more.
+    """
+    for name, files in inputs.items():
+        if (run_folder / name / "done.json").exists():
+            continue
+        for file in files:
+            if not Path(file).is_file():
+                raise UserError(f"{file}: no such file, but stage '{name}' reads it; correct the path in the recipe")
+            if name != "data":
+                check_conversations(file)
 
 
 def run_function(stage: Stage | None) -> Run:
@@ -92,19 +154,29 @@ def check_unchanged(run_folder: Path, hashes: list[tuple[str, str]]) -> None:
                             "this folder and those of the stages after it")
 
 
-def run_stage(context: Context, own_hash: str, function: Run) -> bool:
-    """Run one stage unless it is done; True when it was run. The time of sessions that ended in order is added up."""
+def run_stage(context: Context, own_hash: str, files: tuple[str, ...], function: Run) -> bool:
+    """Run one stage unless it is done; True when it was run. The time of sessions that ended in order is added up.
+
+    `files`: what it reads of the user's. Raises `UserError` when one was changed since the stage began: the rest would not fit the start.
+    """
     folder = context.folder
     if (folder / "done.json").exists():
         return False
-    begun = read_json(folder / "stage.json") if (folder / "stage.json").exists() else {"seconds": 0.0}
-    write_json(folder / "stage.json", {"stage": context.name, "hash": own_hash, "seconds": begun["seconds"]})
+    inputs = {file: sha256_of_file(file) for file in files}
+    begun: dict[str, Any] = {"seconds": 0.0, "files": inputs}
+    if (folder / "stage.json").exists():
+        begun = read_json(folder / "stage.json")
+    if begun["files"] != inputs:
+        changed = next(file for file in files if begun["files"].get(file) != inputs[file])
+        raise UserError(f"{changed}: has changed since stage '{context.name}' began; restore it, or delete {folder} to begin that anew")
+    record = {"stage": context.name, "hash": own_hash, "files": inputs}
+    write_json(folder / "stage.json", record | {"seconds": begun["seconds"]})
     started = time.perf_counter()
     try:
         outputs = function(context)
     finally:
         seconds = round(begun["seconds"] + time.perf_counter() - started, 2)
-        write_json(folder / "stage.json", {"stage": context.name, "hash": own_hash, "seconds": seconds})
+        write_json(folder / "stage.json", record | {"seconds": seconds})
     kind = next((stage.kind for stage in context.recipe.stages if stage.name == context.name), "data")
     write_json(folder / "done.json", {"stage": context.name, "kind": kind, "seconds": seconds, "hash": own_hash, "outputs": outputs})
     say(f"{context.name}: done in {seconds:.0f} s")

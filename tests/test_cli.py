@@ -59,11 +59,19 @@ def test_info_json_prints_the_published_figures(name: str, capsys: pytest.Captur
         (["eval", "nothere"], 1, "nothere"),
         (["convert", "nothere", "--out", "x"], 1, "nothere"),
         (["run", "recipes/laptop.yaml", "--until", "smt"], 2, "--until"),
+        (["run", "recipes/laptop.yaml", "--runs", "/dev/null/x"], 1, "/dev/null"),
+        (["chat", "nothere", "--threads", "0"], 2, "--threads"),
+        (["eval", "nothere", "--problems", "none"], 2, "--problems"),
+        (["info", "list.json"], 1, "list.json: is not a JSON object"),
+        (["info", "yarn.json"], 1, "rope_scaling is 'yarn'"),
+        (["info", "words.json"], 1, "hidden_size is 'wide'"),
     ],
 )
 def test_mistakes_are_one_sentence_without_a_traceback(arguments: list[str], code: int, says: str, tmp_path: Path) -> None:
     root = Path(__file__).parents[1]
     arguments = [str(root / a) if a.startswith("recipes/") else a for a in arguments]
+    for name, text in (("list", "[]"), ("yarn", '{"rope_scaling": "yarn"}'), ("words", '{"hidden_size": "wide"}')):
+        (tmp_path / f"{name}.json").write_text(text)
     done = subprocess.run(
         [sys.executable, "-m", "sparseling.cli", *arguments],
         capture_output=True,
@@ -74,7 +82,8 @@ def test_mistakes_are_one_sentence_without_a_traceback(arguments: list[str], cod
     )
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr and says in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 or (code == 2 and lines[0].startswith("usage:"))
     assert not list(tmp_path.glob("x*"))
 
 

@@ -81,3 +81,12 @@ def test_public_form_round_trips(name: str) -> None:
 
 def test_grouping_written_as_zero_means_none() -> None:
     assert ModelConfig.from_dict(FLASH | {"n_group": 0, "topk_group": 0}).groups == (1, 1)
+
+
+def test_keys_left_out_mean_what_the_public_class_says() -> None:
+    """compat: the class defaults are those of Ling-mini-2.0 but for these; an explicit null or 0 turns a feature off."""
+    config = ModelConfig.from_dict({"architectures": ["BailingMoeV2ForCausalLM"]})
+    assert (config.routed_scaling_factor, config.eos_token_id, config.rotary_dim) == (1.0, 156892, 128)
+    assert (config.groups, config.num_shared_experts) == ((8, 4), 1)
+    off = ModelConfig.from_dict({"num_shared_experts": None, "n_group": 0, "topk_group": 0})
+    assert (off.groups, off.num_shared_experts) == ((1, 1), 0)

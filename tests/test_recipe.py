@@ -101,6 +101,14 @@ def test_every_misspelt_key_is_answered_with_the_nearest_right_one(kind: str) ->
         ("stages.1.of", "q", "no training stage 'q'"),
         ("stages.2.name", "p", "taken"),
         ("stages.2.modes", ["onn"], "'on'"),
+        ("stages.1.curve", "consine", "'cosine'"),
+        ("stages.1.decay", [0.5, 0.2], "2 factors"),
+        ("stages.0.tokens", 0, "outside"),
+        ("stages.2.tasks", [], "nothing to ask"),
+        ("data.worked.bytes", 0, "has no text"),
+        ("data.documents.max_bytes", {"prosee": "1MB"}, "'prose'"),
+        ("data.documents.files", [{"path": "x", "domain": "worked"}], "there is no 'worked'"),
+        ("stages.0.mixture", {"a": {"share": 0.5, "domains": {"worked": 1}}, "b": {"share": 0.5, "domains": {"worked": 1}}}, "name it once"),
         ("model.preset", "picco", "'pico'"),
         ("model.hidden_sise", 3, "'hidden_size'"),
         ("model.hidden_size", 33.5, "hidden_size"),
@@ -138,3 +146,13 @@ def test_broken_files_are_one_sentence(tmp_path: Path, text: str) -> None:
         load_recipe(file)
     with pytest.raises(UsageError, match="cannot be read"):
         load_recipe(tmp_path / "missing.yaml")
+
+
+def test_going_on_from_before_a_merge_is_refused() -> None:
+    values = copy.deepcopy(BASE)
+    again = values["stages"][0] | {"name": "p2", "start": "continue"}
+    values["stages"] = [*values["stages"][:2], again]
+    with pytest.raises(UsageError, match=r"stages\.p2\.start: 'continue' would go on from before m"):
+        recipe_from(values)
+    again["start"] = "weights"
+    assert recipe_from(values).stages[2].start == "weights"

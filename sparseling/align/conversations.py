@@ -23,10 +23,11 @@ class ChatTokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages and the thinking mode they are rendered in."""
+    """Messages and the thinking mode they are rendered in. `where`: file and line, for messages to the user."""
 
     messages: tuple[Message, ...]
     thinking: bool = False
+    where: str = "messages"
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,20 @@ def tokenize_conversation(conversation: Conversation, tokenizer: ChatTokenizer) 
         ids += tokens
         loss_mask += [int(segment.trained)] * len(tokens)
     if not any(loss_mask):
-        raise UserError("messages: no assistant text to train on; add an assistant message after the last question")
+        raise nothing_to_train(conversation)
     return TokenizedConversation(ids, loss_mask)
+
+
+def nothing_to_train(conversation: Conversation) -> UserError:
+    """The mistake of a conversation whose every answer is context only."""
+    return UserError(f"{conversation.where}: no assistant text to train on; add an assistant message after the last question")
+
+
+def check_conversations(path: str | Path) -> None:
+    """Raise `UserError` for the first conversation of a file that cannot be trained on, without a tokenizer."""
+    for conversation in read_conversations(path):
+        if not any(segment.trained for segment in render_segments(conversation.messages, conversation.thinking)):
+            raise nothing_to_train(conversation)
 
 
 def prompt_ids(messages: Sequence[Message], tokenizer: ChatTokenizer, thinking: bool = False) -> list[int]:
@@ -94,7 +107,7 @@ def _parse_line(line: bytes, where: str) -> Conversation:
         thinking = any(answer.reasoning_content or "</think>" in answer.content for answer in answers)
     if not isinstance(thinking, bool):
         raise UserError(f"{where}: thinking is {thinking!r}; write true or false")
-    return Conversation(messages, thinking)
+    return Conversation(messages, thinking, where)
 
 
 def _parse_message(item: Any, where: str) -> Message:

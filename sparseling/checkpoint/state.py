@@ -60,10 +60,17 @@ def save_checkpoint(parent: Path, step: int, tensors: dict[str, dict[str, torch.
         fsync_folder(parent)
     except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise disk_full(error, final) or error from None
+        raise disk_full(cause_of(error), final) or error from None
     for old in list_checkpoints(parent)[:-keep]:
         shutil.rmtree(old.folder)
     return final
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """DCP wraps what went wrong on each rank, `failures` {rank: (error, traceback)}: the first of them, else the error itself."""
+    if isinstance(error, dcp.api.CheckpointException):
+        return next((failure[0] for failure in error.failures.values()), error)
+    return error
 
 
 @contextlib.contextmanager

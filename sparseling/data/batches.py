@@ -76,11 +76,11 @@ def _window(shards: Shards, start: int, seq_length: int) -> Row:
 
 @dataclass(frozen=True)
 class Coverage:
-    """What validation over a domain predicts, for exact bits per byte.
+    """What validation over a domain reads, for exact bits per byte.
 
-    Every token is a label once, but for the first token of each document, before which a document has nothing. So the bits
-    per byte of a model are its bits for all labels, the `<|endoftext|>` of each document included, over `text_bytes`, the UTF-8
-    bytes (in NFC) of the label tokens; an `<|endoftext|>` has no bytes. First tokens are left out of both.
+    Each window is coded by itself. Every token of it is a label once, but for its first token and the first token of each document in
+    it, which have nothing of their own before them. `text_bytes` are the UTF-8 bytes (in NFC) of the labels, `first_token_bytes` those of
+    the others; an `<|endoftext|>` is a label without bytes.
     """
 
     windows: int
@@ -98,31 +98,53 @@ class Coverage:
         return bits / (self.text_bytes + self.first_token_bytes)
 
 
-def validation_windows(shards: Shards, seq_length: int, most_windows: int | None = None) -> int:
-    """Windows that cover all tokens (the last may be short), or the first `most_windows` of them."""
-    windows = -(-(shards.tokens - 1) // seq_length)
-    return windows if most_windows is None else min(windows, most_windows)
+def validation_windows(shards: Shards, seq_length: int, most_windows: int | None = None) -> list[tuple[int, int]]:
+    """(first, last) positions in the stream: all of it in windows of `seq_length`, or `most_windows` of them spread evenly over it.
+
+    Spread, not the first ones: a domain's text stands in the order of its sources.
+    """
+    windows = -(-shards.tokens // seq_length)
+    chosen = windows if most_windows is None else min(windows, most_windows)
+    starts = (number * windows // chosen * seq_length for number in range(chosen))
+    return [(start, min(start + seq_length, shards.tokens)) for start in starts]
 
 
 def validation_batches(
     shards: Shards, batch_sequences: int, seq_length: int, pad_id: int, most_windows: int | None = None
 ) -> Iterator[Batch]:
-    """Consecutive windows over a domain: each token is a label exactly once, see `Coverage`. The last batch may have fewer rows."""
+    """The windows of `validation_windows` as rows, see `Coverage` for their labels. The last batch may have fewer rows."""
     windows = validation_windows(shards, seq_length, most_windows)
-    for first in range(0, windows, batch_sequences):
-        numbers = range(first, min(first + batch_sequences, windows))
-        rows = [_window(shards, number * seq_length, min(seq_length, shards.tokens - 1 - number * seq_length)) for number in numbers]
+    for first in range(0, len(windows), batch_sequences):
+        rows = [_alone(shards, start, end) for start, end in windows[first : first + batch_sequences]]
         yield rows_batch([_padded([row], seq_length, pad_id) for row in rows])
+
+
+def _alone(shards: Shards, start: int, end: int) -> Row:
+    """Tokens `start` to `end` as a row that is predicted from itself alone."""
+    tokens, documents = shards.read(start, end - start), shards.document_of(np.arange(start, end))
+    labels = np.full(len(tokens), NOT_TRAINED, dtype=np.int64)
+    labels[:-1] = np.where(documents[1:] == documents[:-1], tokens[1:], NOT_TRAINED)
+    return Row(tokens, labels, documents - documents[0])
 
 
 def coverage(shards: Shards, text_bytes_per_id: np.ndarray, seq_length: int, most_windows: int | None = None) -> Coverage:
     """What `validation_batches` with the same arguments covers. `text_bytes_per_id` [vocab_size]: `Tokenizer.text_bytes_per_id`."""
     windows = validation_windows(shards, seq_length, most_windows)
-    end = min(windows * seq_length + 1, shards.tokens) if windows else 0
-    covered = sum(int(text_bytes_per_id[shards.read(start, min(2**22, end - start))].sum()) for start in range(0, end, 2**22))
-    starts = shards.document_starts[: np.searchsorted(shards.document_starts, end)]
-    first_bytes = sum(int(text_bytes_per_id[shards.read(int(start), 1)].sum()) for start in starts)
-    return Coverage(windows, end - len(starts), covered - first_bytes, len(starts), first_bytes)
+    tokens = labels = all_bytes = label_bytes = 0
+    for start, end in windows:
+        row = _alone(shards, start, end)
+        learned = row.labels[row.labels != NOT_TRAINED]
+        tokens, labels = tokens + len(row.input_ids), labels + len(learned)
+        all_bytes += int(text_bytes_per_id[row.input_ids].sum())
+        label_bytes += int(text_bytes_per_id[learned].sum())
+    return Coverage(len(windows), labels, label_bytes, tokens - labels, all_bytes - label_bytes)
+
+
+def validation_pieces(shards: Shards, seq_length: int, most_windows: int | None = None) -> Iterator[np.ndarray]:
+    """The tokens of the same windows, cut where documents begin: what a compressor is given to compare with."""
+    for start, end in validation_windows(shards, seq_length, most_windows):
+        documents = shards.document_of(np.arange(start, end))
+        yield from np.split(shards.read(start, end - start), np.flatnonzero(documents[1:] != documents[:-1]) + 1)
 
 
 # Fine-tuning

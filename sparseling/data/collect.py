@@ -28,7 +28,7 @@ from .readers import Document, walk
 from .sources import Source
 
 # Raised when readers, rules or the file format change, so that folders written by older code are made anew.
-VERSION = 2
+VERSION = 3
 DOWNLOADS_AT_ONCE = 4
 READERS_AT_ONCE = 4  # those of them that run is the pool's choice
 Note = dict[str, Any]

@@ -1,4 +1,4 @@
-"""One domain's sources into its training and validation documents: sampled, without repeats, split by hash, cut to length."""
+"""One domain's sources into its training and validation documents: cut to length, sampled, without repeats, split by hash."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Split:
 
 
 class Entry(NamedTuple):
-    """A document and the hash of its whole text, which decides all that happens to it."""
+    """A document (a part of a long one) and the hash of its text, which decides all that happens to it."""
 
     name: str
     text: str
@@ -41,8 +41,8 @@ class Entry(NamedTuple):
 def split_domain(domain: str, parts: Mapping[str, Path], folder: Path, how: Split) -> dict[str, Any]:
     """Write `train/<domain>.jsonl` and `validation/<domain>.jsonl` below `folder` out of the sources' files `parts`; returns the counts.
 
-    A domain is held in memory. Sampling comes first. A document goes to validation by the hash of its whole text, before it is cut, so that
-    parts of one document never stand on both sides.
+    A domain is held in memory. Documents are cut first, so that a few huge ones cannot keep a source out of the sample or of validation;
+    each part then goes its own way, by its hash. Every source with two parts or more has some on both sides.
     """
     dropped: Counter[str] = Counter()
 
@@ -53,19 +53,20 @@ def split_domain(domain: str, parts: Mapping[str, Path], folder: Path, how: Spli
 
     entries: list[Entry] = []
     for source, path in parts.items():
-        read = [Entry(f"{source}/{name}", text, text_hash(text)) for name, text in read_documents(path)]
-        entries += sampled(read, how.max_bytes.get(source), how.seed, dropped)
+        whole = ((f"{source}/{name}", text) for name, text in read_documents(path))
+        pieces = [Entry(name, text, text_hash(text)) for document in whole for name, text in cut_document(document, how.max_document_bytes)]
+        entries += sampled(pieces, how.max_bytes.get(source), how.seed, dropped)
     entries = sampled(entries, how.max_bytes.get(domain), how.seed, dropped)
     entries = without(exact_duplicates(entry.key for entry in entries), "exact duplicate")
     if domain not in KEEPS_NEAR_DUPLICATES:
         entries = without(near_duplicates([entry.text for entry in entries], seed=how.seed), "near duplicate")
     entries = without(overlapping((entry.text for entry in entries), how.prompts), "overlaps an evaluation prompt")
-    held_out = validation_flags([entry.key for entry in entries], how.validation_share, how.seed)
+    held_out = held_out_by_source(entries, how.validation_share, how.seed)
     counts: dict[str, Any] = {"dropped": {reason: count for reason, count in dropped.items() if count}}
     for split in SPLITS:
-        chosen = (entry for entry, flag in zip(entries, held_out, strict=True) if flag == (split == "validation"))
+        chosen = [(entry.name, entry.text) for entry, flag in zip(entries, held_out, strict=True) if flag == (split == "validation")]
         path = folder / split / f"{domain}.jsonl"
-        documents, size = write_documents(path, (part for entry in chosen for part in cut_document(entry, how.max_document_bytes)))
+        documents, size = write_documents(path, chosen)
         counts[split] = {"documents": documents, "bytes": size, "file_bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
     return counts
 
@@ -82,6 +83,18 @@ def sampled(entries: list[Entry], max_bytes: int | None, seed: int, dropped: Cou
             chosen.add(row)
     dropped["over max_bytes"] += len(entries) - len(chosen)
     return [entry for row, entry in enumerate(entries) if row in chosen]
+
+
+def held_out_by_source(entries: Sequence[Entry], share: float, seed: int) -> list[bool]:
+    """Whether each entry goes to validation, decided source by source (the name's part before the slash)."""
+    rows_of: dict[str, list[int]] = {}
+    for row, entry in enumerate(entries):
+        rows_of.setdefault(entry.name.split("/", 1)[0], []).append(row)
+    flags = [False] * len(entries)
+    for rows in rows_of.values():
+        for row, flag in zip(rows, validation_flags([entries[row].key for row in rows], share, seed), strict=True):
+            flags[row] = flag
+    return flags
 
 
 def validation_flags(keys: Sequence[bytes], share: float, seed: int) -> list[bool]:
@@ -102,14 +115,15 @@ def draw(key: bytes, purpose: str, seed: int) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
-def cut_document(entry: Entry, max_bytes: int | None) -> Iterator[Document]:
+def cut_document(document: Document, max_bytes: int | None) -> Iterator[Document]:
     """The document, or its parts of at most `max_bytes` each, named `...#part-0`, `...#part-1`, ..."""
-    if max_bytes is None or len(entry.text) * 4 <= max_bytes or len(entry.text.encode()) <= max_bytes:
-        yield entry.name, entry.text
+    name, text = document
+    if max_bytes is None or len(text) * 4 <= max_bytes or len(text.encode()) <= max_bytes:
+        yield name, text
         return
-    parts = (part.strip("\n") for part in cut(entry.text, max_bytes))
+    parts = (part.strip("\n") for part in cut(text, max_bytes))
     for number, part in enumerate(part for part in parts if part.strip()):
-        yield f"{entry.name}#part-{number}", part
+        yield f"{name}#part-{number}", part
 
 
 def cut(text: str, max_bytes: int, separators: Sequence[str] = ("\n\n", "\n", " ", "")) -> Iterator[str]:

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..data.baseline import baseline_bits_per_byte
+from ..data.batches import validation_pieces
 from ..data.documents import DocumentsSpec, prepare_documents
 from ..data.own import FileSource
 from ..data.own import HubDataset as HubSource
 from ..data.shards import Shards, read_documents, write_shards
+from ..data.sources import DOMAINS
+from ..data.split import SPLITS
 from ..data.tokenizer import Tokenizer, train_tokenizer
 from ..errors import UserError
 from ..files import read_json, write_aside, write_json
 from ..progress import bar, say
-from ..recipe import Pretrain, Recipe, TokenizerSettings, Worked
+from ..recipe import Eval, HubDataset, Pretrain, Recipe, TokenizerSettings, Worked
 from ..study.tasks.corpus import worked_documents
+from ..study.tasks.families import evaluation_problems, training_problem, validation_problem
 from .context import Context
-from .training import validation_end
+from .training import validation_windows
 
 BASELINE_TRAINING_BYTES = 20_000_000  # an order-2 byte model gains next to nothing beyond
 
@@ -29,15 +34,17 @@ def run(context: Context) -> dict[str, Any]:
     """Make `documents/`, `tokenizer/`, `shards/<split>/<domain>/` and `baselines.json` in the stage's folder."""
     recipe, folder = context.recipe, context.folder
     documents = folder / "documents"
-    prepare_documents(documents_spec(recipe), documents, workers=recipe.threads)
+    spec = documents_spec(recipe)
+    if spec.domains:
+        manifest = prepare_documents(spec, documents, prompts=evaluation_prompts(recipe), workers=recipe.threads)
+        drop_stale(folder, manifest["hash"])
     write_worked(recipe.data.worked, documents, recipe.seed)
     domains = [domain for domain in wanted_domains(recipe) if (documents / "train" / f"{domain}.jsonl").exists()]
     missing = sorted(set(wanted_domains(recipe)) - set(domains))
     if missing:
         raise UserError(f"data: the mixture uses {', '.join(missing)} but no source gives such text; add a source or take the domain out")
     tokenizer = prepare_tokenizer(recipe.data.tokenizer, documents, domains, folder / "tokenizer")
-    manifests = {split: {domain: write_split(documents / split / f"{domain}.jsonl", tokenizer, folder / "shards" / split / domain)
-                         for domain in domains} for split in ("train", "validation")}
+    manifests = {split: write_splits(documents / split, domains, tokenizer, folder / "shards" / split) for split in SPLITS}
     return {
         "documents": str(documents.relative_to(context.run_folder)), "vocab_size": tokenizer.vocab_size,
         "tokens": {split: {d: m["tokens"] for d, m in by_domain.items()} for split, by_domain in manifests.items()},
@@ -51,11 +58,36 @@ def documents_spec(recipe: Recipe) -> DocumentsSpec:
     wanted, domains = recipe.data.documents, wanted_domains(recipe)
     return DocumentsSpec(
         preset=None if wanted.preset == "none" else wanted.preset,
-        files=tuple(FileSource(file.path, file.domain, file.licence) for file in wanted.files),
-        huggingface=tuple(HubSource(**dataclasses.asdict(each)) for each in wanted.huggingface),
-        validation_share=wanted.validation_share, max_bytes={d: n for d, n in wanted.max_bytes.items() if d in domains}, seed=recipe.seed,
+        files=tuple(FileSource(**dataclasses.asdict(file)) for file in wanted.files),
+        huggingface=tuple(hub_source(each, wanted.max_bytes) for each in wanted.huggingface),
+        validation_share=wanted.validation_share, seed=recipe.seed,
+        max_bytes={name: limit for name, limit in wanted.max_bytes.items() if name not in DOMAINS or name in domains},
         domains=tuple(d for d in domains if d != "worked"),
     )
+
+
+def hub_source(wanted: HubDataset, limits: dict[str, int]) -> HubSource:
+    """A data set as the sources know it. Without a limit of its own it takes that of its domain: a stream has no end worth waiting for."""
+    limit = wanted.max_bytes if wanted.max_bytes is not None else limits.get(wanted.domain)
+    return HubSource(**dataclasses.asdict(wanted) | {"max_bytes": limit})
+
+
+def evaluation_prompts(recipe: Recipe) -> list[str]:
+    """Every prompt that an eval stage of the recipe will ask: no training text may hold one."""
+    stages = [stage for stage in recipe.stages if isinstance(stage, Eval)]
+    return sorted({problem.prompt for stage in stages for task in stage.tasks
+                   for problem in evaluation_problems(task, stage.problems, recipe.seed)})
+
+
+def drop_stale(folder: Path, documents_hash: str) -> None:
+    """Remove what an earlier run made from other documents (a package was missing then, or a file of the user's has changed)."""
+    path = folder / "inputs.json"
+    if path.exists() and read_json(path)["documents"] != documents_hash:
+        say(f"{folder}: the documents have changed; making tokenizer and shards again")
+        shutil.rmtree(folder / "tokenizer", ignore_errors=True)
+        shutil.rmtree(folder / "shards", ignore_errors=True)
+        (folder / "baselines.json").unlink(missing_ok=True)
+    write_json(path, {"documents": documents_hash})
 
 
 def wanted_domains(recipe: Recipe) -> list[str]:
@@ -65,7 +97,7 @@ def wanted_domains(recipe: Recipe) -> list[str]:
 
 
 def write_worked(worked: Worked, documents: Path, seed: int) -> None:
-    """Generated worked solutions as the domain `worked`: train and validation are streams of different seeds."""
+    """Generated worked solutions as the domain `worked`; no problem of the validation text is in any training text."""
     if not worked.tasks or not worked.bytes:
         return
     amounts = {"train": worked.bytes, "validation": max(20_000, worked.bytes // 100)}
@@ -73,10 +105,10 @@ def write_worked(worked: Worked, documents: Path, seed: int) -> None:
         path = documents / split / "worked.jsonl"
         if path.exists():
             continue
-        stream_seed = 2 * seed + (split == "validation")
+        problem = training_problem if split == "train" else validation_problem
         with bar(f"worked solutions, {split}", amount) as line, write_aside(path) as out:
             written = 0
-            for identity, text in worked_documents(worked.tasks, stream_seed, worked.steps_share):
+            for identity, text in worked_documents(worked.tasks, seed, worked.steps_share, problem):
                 out.write(json.dumps({"id": identity, "text": text}, ensure_ascii=False) + "\n")
                 written += len(text.encode())
                 line.advance(len(text.encode()))
@@ -104,29 +136,31 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
 
 
 def sample_texts(documents: Path, domains: list[str], sample_bytes: int) -> Iterator[str]:
-    """The first documents of every domain, each domain with the same share of its text, `sample_bytes` in all."""
+    """Documents spread evenly over every domain's text, each domain with the same share of it, about `sample_bytes` in all."""
     files = [documents / "train" / f"{domain}.jsonl" for domain in domains]
     share = min(1.0, sample_bytes / max(1, sum(file.stat().st_size for file in files)))
     for file in files:
-        yield from first_texts(file, round(share * file.stat().st_size))
+        yield from spread_texts(file, share)
 
 
-def first_texts(file: Path, size_bytes: int) -> Iterator[str]:
-    """The first documents of a file, about `size_bytes` of UTF-8 text."""
-    for _, text in read_documents(file):
-        if size_bytes <= 0:
-            return
-        yield text
-        size_bytes -= len(text.encode())
+def spread_texts(file: Path, share: float) -> Iterator[str]:
+    """Every n-th document of a file, `share` of them all: a file stands in the order of its sources, so its beginning is no sample."""
+    for number, (_, text) in enumerate(read_documents(file)):
+        if int((number + 1) * share) > int(number * share):
+            yield text
 
 
-def write_split(path: Path, tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
-    """Token shards of one file of documents; returns their manifest."""
-    if not (folder / "manifest.json").exists():
-        write_shards(path, tokenizer, folder)
-    Shards.open(folder, tokenizer.sha256)
-    manifest: dict[str, Any] = read_json(folder / "manifest.json")
-    return manifest
+def write_splits(documents: Path, domains: list[str], tokenizer: Tokenizer, folder: Path) -> dict[str, dict[str, Any]]:
+    """Token shards of one split, by domain; returns their manifests. A domain may have no validation text, and is then not validated."""
+    manifests: dict[str, dict[str, Any]] = {}
+    for domain in domains:
+        path = documents / f"{domain}.jsonl"
+        if documents.name == "validation" and (not path.exists() or not path.stat().st_size):
+            say(f"warning: {domain} has no validation text; to have it measured raise data.documents.validation_share or add documents")
+            continue
+        write_shards(path, tokenizer, folder / domain)
+        manifests[domain] = read_json(folder / domain / "manifest.json")
+    return manifests
 
 
 def baselines(context: Context, tokenizer: Tokenizer, domains: list[str]) -> dict[str, dict[str, float]]:
@@ -137,17 +171,15 @@ def baselines(context: Context, tokenizer: Tokenizer, domains: list[str]) -> dic
         return found
     scores: dict[str, dict[str, float]] = {}
     for domain in domains:
-        training = first_texts(context.folder / "documents" / "train" / f"{domain}.jsonl", BASELINE_TRAINING_BYTES)
+        if not (context.folder / "shards" / "validation" / domain).exists():
+            continue
+        file = context.folder / "documents" / "train" / f"{domain}.jsonl"
+        training = spread_texts(file, min(1.0, BASELINE_TRAINING_BYTES / file.stat().st_size))
         shards = Shards.open(context.folder / "shards" / "validation" / domain)
-        validation = validation_texts(shards, tokenizer, validation_end(context.recipe, shards))
+        pieces = validation_pieces(shards, *validation_windows(context.recipe))
+        validation = [tokenizer.decode(piece.tolist()) for piece in pieces]
         for name, value in baseline_bits_per_byte(training, validation).items():
             scores.setdefault(name, {})[domain] = round(value, 4)
     write_json(path, scores)
     say("baselines, bits per byte: " + "; ".join(f"{n} " + ", ".join(f"{d} {v:.2f}" for d, v in by.items()) for n, by in scores.items()))
     return scores
-
-
-def validation_texts(shards: Shards, tokenizer: Tokenizer, end: int) -> list[str]:
-    """The documents within the first `end` tokens, the last one cut there."""
-    starts = [int(start) for start in shards.document_starts if start < end]
-    return [tokenizer.decode(shards.read(a, b - a).tolist()) for a, b in zip(starts, [*starts[1:], end], strict=True)]

@@ -6,13 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..data.tokenizer import Tokenizer
 from ..progress import say
 from ..recipe import Eval
 from ..run.generate import generate
+from ..run.load import load
 from ..study.evaluate import EvalResult, evaluate_tasks
 from .context import Context
-from .training import start_model
 
 
 def run(context: Context, stage: Eval) -> dict[str, Any]:
@@ -31,8 +30,7 @@ def run(context: Context, stage: Eval) -> dict[str, Any]:
 
 def evaluate_model(folder: Path, stage: Eval, seed: int) -> EvalResult:
     """Greedy answers of one model to `problems` held-out problems of every family in every mode."""
-    model = start_model(folder).eval()
-    tokenizer = Tokenizer.load(folder)
+    model, tokenizer = load(folder)
     answer = partial(generate_ids, model, (tokenizer.eos_id, tokenizer.pad_id))
     return evaluate_tasks(answer, tokenizer, stage.tasks, stage.modes, stage.problems, seed)
 
@@ -40,7 +38,6 @@ def evaluate_model(folder: Path, stage: Eval, seed: int) -> EvalResult:
 def generate_ids(model: Any, stop_ids: tuple[int, ...], prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
     """Greedy continuations without the stop tokens."""
     return generate(model, prompts, max_new_tokens, stop_ids=stop_ids)
-
 
 
 

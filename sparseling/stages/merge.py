@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.merge import choose_top, merge_folders, merge_weights
+from ..checkpoint.decay import choose_top, merge_weights
+from ..checkpoint.merge import merge_folders
 from ..errors import UserError
 from ..progress import say
 from ..recipe import Merge

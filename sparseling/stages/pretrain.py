@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from ..checkpoint.state import SavedState, checkpoint_folder
 from ..data.batches import Batch, pretraining_batch, windows_of
 from ..data.mixture import Mixture, build_mixture
 from ..data.shards import Shards
@@ -37,10 +38,16 @@ def run(context: Context, stage: Pretrain) -> dict[str, Any]:
     def batch_at(first_index: int, sequences: int) -> Batch:
         return pretraining_batch(mixture, shards, first_index, sequences, stage.seq_length)
 
-    continued = trained_before(context) if stage.start == "continue" else None
     outputs = run_training(context, build_model(context, stage), settings, batch_at,
-                           context.run_folder / continued / "checkpoints" if continued else None)
-    return outputs | {"windows_drawn": {str(stage.seq_length): mixture.drawn(sum(steps))}}
+                           last_checkpoint(context) if stage.start == "continue" else None)
+    return outputs | {"windows_drawn": {str(stage.seq_length): mixture.drawn(outputs["samples_drawn"])}}
+
+
+def last_checkpoint(context: Context) -> SavedState:
+    """The training state that the newest training stage before this one ended with."""
+    stage = trained_before(context)
+    steps = outputs_of(context.run_folder, stage)["steps"]
+    return SavedState(checkpoint_folder(context.run_folder / stage / "checkpoints", steps), steps)
 
 
 def open_domains(context: Context, stage: Pretrain) -> dict[str, Shards]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from ..align.conversations import Conversation, read_conversations, tokenize_conversation
@@ -14,6 +14,7 @@ from ..study.tasks.corpus import conversations
 from ..train.loop import LoopSettings
 from ..train.objective import LossWeights
 from .context import Context
+from .data import evaluation_prompts
 from .training import adamw, run_training, snapshot_steps, start_model
 
 
@@ -21,7 +22,7 @@ def run(context: Context, stage: Sft) -> dict[str, Any]:
     """Fine-tune the last model; see `run_training` for what is left behind."""
     recipe = context.recipe
     tokenizer = Tokenizer.load(context.data_folder / "tokenizer")
-    rows = packed_rows(stage, tokenizer, recipe.seed)
+    rows, used = packed_rows(stage, tokenizer, recipe.seed, evaluation_prompts(recipe))
     steps = max(1, len(rows) // stage.batch_sequences) * stage.epochs
     settings = LoopSettings(
         seed=recipe.seed, seq_length=stage.seq_length, step_sequences=(stage.batch_sequences,) * steps, optimizer=adamw(stage.optimizer),
@@ -35,19 +36,28 @@ def run(context: Context, stage: Sft) -> dict[str, Any]:
         return packed_batch(rows, recipe.seed, first_index, sequences)
 
     outputs = run_training(context, start_model(context.last_model()), settings, batch_at)
-    return outputs | {"rows": len(rows), "conversations": stage.samples}
+    return outputs | {"rows": len(rows), "conversations": used}
 
 
-def packed_rows(stage: Sft, tokenizer: Tokenizer, seed: int) -> list[Row]:
-    """All conversations of the stage, tokenised and packed into rows of `seq_length`; those that are too long are left out and counted."""
-    examples = []
+def packed_rows(stage: Sft, tokenizer: Tokenizer, seed: int, evaluated: Collection[str]) -> tuple[list[Row], int]:
+    """All conversations of the stage, tokenised and packed into rows of `seq_length`, and how many they are.
+
+    Left out and counted: those that are too long, and those of the user's that ask what the recipe's evaluation asks (`evaluated`).
+    """
+    examples, leaked = [], 0
+    evaluated = frozenset(evaluated)
     for conversation in track(all_conversations(stage, seed), f"{stage.name}: conversations", stage.samples if not stage.files else None):
+        if any(message.role == "user" and message.content.strip() in evaluated for message in conversation.messages):
+            leaked += 1
+            continue
         tokenized = tokenize_conversation(conversation, tokenizer)
         examples.append((tokenized.ids, tokenized.loss_mask))
     packed = pack(examples, stage.seq_length, tokenizer.pad_id)
+    if leaked:
+        say(f"{stage.name}: {leaked} conversations ask what the evaluation asks and are left out")
     if packed.skipped:
         say(f"{stage.name}: {packed.skipped} of {len(examples)} conversations exceed seq_length {stage.seq_length} and are left out")
-    return packed.rows
+    return packed.rows, len(examples) - packed.skipped
 
 
 def all_conversations(stage: Sft, seed: int) -> Iterator[Conversation]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..checkpoint.hf import load_model, save_model
+from ..checkpoint.state import SavedState
 from ..config import ModelConfig
 from ..data.batches import coverage, validation_batches
 from ..data.shards import Shards
@@ -37,7 +38,8 @@ def snapshot_steps(steps: int, snapshots: int) -> tuple[int, ...]:
 def validator(context: Context) -> Callable[[LingForCausalLM], dict[str, float]]:
     """A function that gives bits per byte of every domain that has validation text; the same windows every time.
 
-    Each figure is a complete code of its text: what has no context (the first token of a document) costs log2(vocabulary) bits.
+    Each figure is a complete code of the windows' text: what has no context (the first token of a window or of a document) costs
+    log2(vocabulary) bits.
     """
     tokenizer = Tokenizer.load(context.data_folder / "tokenizer")
     window, most_windows = validation_windows(context.recipe)
@@ -62,12 +64,6 @@ def validation_windows(recipe: Recipe) -> tuple[int, int]:
     return window, max(1, recipe.data.validation_tokens // window)
 
 
-def validation_end(recipe: Recipe, shards: Shards) -> int:
-    """How many tokens of a domain validation reads, from its first."""
-    window, most_windows = validation_windows(recipe)
-    return min(window * most_windows + 1, shards.tokens)
-
-
 def start_model(folder: Path, config: ModelConfig | None = None) -> LingForCausalLM:
     """The model left by an earlier stage, in fp32; `config` replaces its config where only lengths and RoPE differ."""
     model = load_model(folder, dtype=torch.float32)
@@ -79,7 +75,7 @@ def start_model(folder: Path, config: ModelConfig | None = None) -> LingForCausa
 
 
 def run_training(
-    context: Context, model: LingForCausalLM, settings: LoopSettings, batch_at: BatchAt, continue_from: Path | None = None
+    context: Context, model: LingForCausalLM, settings: LoopSettings, batch_at: BatchAt, continue_from: SavedState | None = None
 ) -> dict[str, Any]:
     """Run the loop in the stage's folder and leave `model/`; returns the stage's outputs."""
     tokenizer = context.data_folder / "tokenizer"
@@ -91,6 +87,6 @@ def run_training(
     progress: Progress = train(model, settings, batch_at, context.folder, context.name, validator(context), snapshot, continue_from)
     save_model(model, model.config, context.folder / "model", tokenizer, dtype=torch.float32, overwrite=True)
     return {
-        "steps": progress.step, "tokens": progress.tokens, "skipped_steps": progress.spikes.skipped,
+        "steps": progress.step, "tokens": progress.tokens, "samples_drawn": progress.next_index, "skipped_steps": progress.spikes.skipped,
         "postponed_left": len(progress.spikes.postponed), "validation_bits_per_byte": validator(context)(model),
     }

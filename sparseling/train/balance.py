@@ -11,7 +11,9 @@ from ..model.router import Router, Routing
 
 
 def expert_counts(routing: list[Routing], num_experts: int) -> Tensor:
-    """Tokens routed to each expert, [moe_layers, experts] int64, of one micro-batch."""
+    """Tokens routed to each expert, [moe_layers, experts] int64, of one micro-batch. A model may have no such layer."""
+    if not routing:
+        return torch.zeros(0, num_experts, dtype=torch.int64)
     return torch.stack([torch.bincount(r.expert_ids.reshape(-1), minlength=num_experts) for r in routing])
 
 

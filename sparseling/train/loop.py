@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..accounting import training_flops_per_token
-from ..checkpoint.state import load_checkpoint, newest_good_checkpoint, save_checkpoint
+from ..checkpoint.state import SavedState, damage, load_checkpoint, newest_good_checkpoint, save_checkpoint
 from ..data.batches import Batch
 from ..errors import UserError
 from ..model.transformer import LingForCausalLM
@@ -88,10 +88,10 @@ class StepResult:
 
 def train(model: LingForCausalLM, settings: LoopSettings, batch_at: BatchAt, folder: Path, what: str,
           validate: Callable[[LingForCausalLM], dict[str, float]], snapshot: Callable[[LingForCausalLM, int], None],
-          continue_from: Path | None = None) -> Progress:
+          continue_from: SavedState | None = None) -> Progress:
     """Train `model` in place to the end of the stage, resuming from `folder/checkpoints` when there is something to resume.
 
-    `continue_from`: the checkpoints of an earlier stage whose optimiser state this one takes over (its own progress starts at 0).
+    `continue_from`: the last checkpoint of an earlier stage whose optimiser state this one takes over (its own progress starts at 0).
     `snapshot(model, step)` keeps weights for merging at `settings.snapshot_steps`. On SIGINT or SIGTERM the state is saved after
     the running step and `Interrupted` is raised.
     """
@@ -109,7 +109,8 @@ def train(model: LingForCausalLM, settings: LoopSettings, batch_at: BatchAt, fol
             batch_range = choose_batch(settings, progress)
             result = run_step(model, optimizer, settings, progress, batch_at(*batch_range[:2]), batch_range)
             progress.step += 1
-            progress.tokens += batch_range[1] * settings.seq_length
+            if result.verdict != "skip":
+                progress.tokens += batch_range[1] * settings.seq_length
             log.write(progress.step, step_metrics(model, settings, progress, result, batch_range[1], time.perf_counter() - started))
             line.note(note_of(settings, result, batch_range[1], time.perf_counter() - started))
             line.advance()
@@ -120,23 +121,25 @@ def train(model: LingForCausalLM, settings: LoopSettings, batch_at: BatchAt, fol
                 snapshot(model, progress.step)
             if last or (settings.checkpoint_every and progress.step % settings.checkpoint_every == 0) or stop:
                 save()
-            if stop and not last:
+            if stop:
                 raise Interrupted(f"{what}: stopped by {stop[0]} and saved at step {progress.step} of {steps}; "
                                   "run the same command to go on")
     return progress
 
 
-def restore(own: Path, continue_from: Path | None, tensors: dict[str, dict[str, Tensor]]) -> Progress:
-    """Fill the tensors from this stage's newest good checkpoint, else from the stage it continues, else leave them."""
+def restore(own: Path, continue_from: SavedState | None, tensors: dict[str, dict[str, Tensor]]) -> Progress:
+    """Fill the tensors from this stage's newest good checkpoint, else from the end of the stage it continues, else leave them."""
     if (checkpoint := newest_good_checkpoint(own)) is not None:
         progress = Progress.from_dict(load_checkpoint(checkpoint, tensors))
         say(f"resuming from {checkpoint.folder} (step {progress.step})")
         return progress
     if continue_from is not None:
-        checkpoint = newest_good_checkpoint(continue_from)
-        if checkpoint is None:
-            raise UserError(f"{continue_from}: no checkpoint to continue from; run the stage before, or use start: weights")
-        load_checkpoint(checkpoint, tensors)
+        # An older checkpoint of that stage would do, but would change the result without a word.
+        if problem := damage(continue_from.folder):
+            stage = continue_from.folder.parents[1]
+            raise UserError(f"{continue_from.folder}: the stage before ended there, but {problem}; restore it, or delete "
+                            f"{stage / 'done.json'} and run again to repeat the end of that stage")
+        load_checkpoint(continue_from, tensors)
     return Progress()
 
 

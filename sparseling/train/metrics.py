@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..files import write_aside
+from ..files import disk_full, write_aside
 from ..report.tensorboard import Events
 
 
@@ -24,10 +24,13 @@ class MetricsLog:
         self._events = events
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
-        """Append the metrics of `step`."""
-        self._stream.write(json.dumps({"step": step} | metrics) + "\n")
-        self._stream.flush()
-        self._events.write(step, {k: v for k, v in metrics.items() if k != "expert_load"})
+        """Append the metrics of `step`. Raises `UserError` when the disk is full."""
+        try:
+            self._stream.write(json.dumps({"step": step} | metrics) + "\n")
+            self._stream.flush()
+            self._events.write(step, {k: v for k, v in metrics.items() if k != "expert_load"})
+        except OSError as error:
+            raise disk_full(error, Path(self._stream.name)) or error from None
 
     def close(self) -> None:
         self._stream.flush()

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sparseling.checkpoint.hf import load_model, read_tensors
-from sparseling.checkpoint.merge import choose_top, merge_folders, merge_weights, weighted_sum
+from sparseling.checkpoint.decay import choose_top, merge_weights
+from sparseling.checkpoint.merge import merge_folders, weighted_sum
 from sparseling.errors import UserError
 
 from .checkpoint_samples import CHAT, SMALL, files_of, made_model, public_tensors, write_public, write_sharded, write_tokenizer

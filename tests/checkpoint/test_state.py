@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.checkpoint.filesystem import FileSystem
 
-from sparseling.checkpoint import state
 from sparseling.checkpoint.state import list_checkpoints, load_checkpoint, newest_good_checkpoint, save_checkpoint
 from sparseling.errors import UserError
 
@@ -74,7 +74,7 @@ def test_a_half_written_checkpoint_is_never_seen(tmp_path: Path, monkeypatch: py
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(state.dcp, "save", full)
+    monkeypatch.setattr(FileSystem, "create_stream", full)  # below DCP, which wraps the error in one of its own
     with pytest.raises(UserError, match="disk is full"):
         save_checkpoint(tmp_path, 2, tensors(2), {})
     assert [c.step for c in list_checkpoints(tmp_path)] == [1] and newest_good_checkpoint(tmp_path).step == 1

@@ -19,6 +19,7 @@ from sparseling.data.batches import (
     pretraining_batch,
     rows_batch,
     validation_batches,
+    validation_pieces,
     validation_windows,
     windows_of,
 )
@@ -101,18 +102,31 @@ def test_validation_predicts_every_token_once_and_counts_its_bytes(
         batches = list(validation_batches(shards, 5, SEQ, tokenizer.pad_id, most_windows))
         predicted = torch.cat([batch.labels[batch.labels >= 0] for batch in batches]).tolist()
         stream = shards.read(0, shards.tokens).tolist()
-        end = min(validation_windows(shards, SEQ, most_windows) * SEQ + 1, shards.tokens)
-        first = set(shards.document_starts.tolist())
-        assert predicted == [stream[position] for position in range(end) if position not in first]
+        windows = validation_windows(shards, SEQ, most_windows)
+        first = set(shards.document_starts.tolist()) | {start for start, _ in windows}
+        inside = [position for start, end in windows for position in range(start, end)]
+        assert len(set(inside)) == len(inside) and sorted(inside) == inside
+        assert predicted == [stream[position] for position in inside if position not in first]
         found = coverage(shards, tokenizer.text_bytes_per_id, SEQ, most_windows)
-        assert found.labels == len(predicted)
+        assert found.windows == len(windows) and found.labels == len(predicted)
         assert found.text_bytes == sum(len(tokenizer.bytes_of(token)) for token in predicted)
-        assert found.first_tokens == sum(position in first for position in range(end))
-        if end == shards.tokens:
-            assert found.text_bytes + found.first_token_bytes == shards.text_bytes and found.first_tokens == shards.documents
+        assert found.first_tokens == sum(position in first for position in inside)
+        if len(inside) == shards.tokens:
+            assert found.text_bytes + found.first_token_bytes == shards.text_bytes
         assert {batch.input_ids.shape[1] for batch in batches} == {SEQ} and len(batches) == math.ceil(found.windows / 5)
         for batch in batches:  # padding is its own document and nothing is learned there
             assert ((batch.document_ids[:, 1:] - batch.document_ids[:, :-1]) >= 0).all()
+        pieces = list(validation_pieces(shards, SEQ, most_windows))
+        assert [token for piece in pieces for token in piece.tolist()] == [stream[position] for position in inside]
+        assert len(pieces) == found.first_tokens
+
+
+def test_few_validation_windows_are_spread_over_the_whole_text(domains: dict[str, Shards]) -> None:
+    for shards in domains.values():
+        everything = validation_windows(shards, SEQ)
+        assert everything[0][0] == 0 and everything[-1][1] == shards.tokens
+        few = validation_windows(shards, SEQ, 4)
+        assert set(few) < set(everything) and few[0] == everything[0] and few[-1][0] >= 0.7 * shards.tokens
 
 
 def test_a_uniform_model_has_the_bits_per_byte_that_coverage_says(domains: dict[str, Shards], tokenizer: Tokenizer) -> None:
@@ -127,7 +141,7 @@ def test_a_stream_shorter_than_one_window(tmp_path: Path, tokenizer: Tokenizer) 
     (batch,) = validation_batches(shards, 4, SEQ, tokenizer.pad_id)
     ids = shards.read(0, shards.tokens).tolist()
     assert batch.labels[0, : len(ids) - 1].tolist() == ids[1:] and (batch.labels[0, len(ids) - 1 :] == -100).all()
-    assert batch.document_ids[0].tolist() == [0] * (len(ids) - 1) + [1] * (SEQ - len(ids) + 1)
+    assert batch.document_ids[0].tolist() == [0] * len(ids) + [1] * (SEQ - len(ids))
     assert windows_of(shards, SEQ) == 0
 
 

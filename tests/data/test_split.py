@@ -45,11 +45,11 @@ def test_cut_pieces_join_to_the_text_and_fit(text: str, max_bytes: int) -> None:
 def test_cut_prefers_paragraph_ends() -> None:
     paragraphs = [f"Paragraph {number} has a line\nand another one." for number in range(20)]
     text = "\n\n".join(paragraphs)
-    parts = list(cut_document(Entry("book", text, b""), 120))
+    parts = list(cut_document(("book", text), 120))
     assert [name for name, _ in parts] == [f"book#part-{number}" for number in range(len(parts))] and len(parts) > 5
     assert [line for _, part in parts for line in part.split("\n\n")] == paragraphs
-    assert list(cut_document(Entry("book", text, b""), None)) == [("book", text)]
-    assert list(cut_document(Entry("book", text, b""), len(text))) == [("book", text)]
+    assert list(cut_document(("book", text), None)) == [("book", text)]
+    assert list(cut_document(("book", text), len(text))) == [("book", text)]
 
 
 def test_draws_are_uniform_and_independent() -> None:
@@ -107,14 +107,16 @@ def test_split_is_disjoint_complete_and_repeatable(tmp_path: Path) -> None:
         assert (tmp_path / "a" / side / "prose.jsonl").read_bytes() == (tmp_path / "b" / side / "prose.jsonl").read_bytes()
 
 
-def test_parts_of_one_document_stand_on_one_side(tmp_path: Path) -> None:
-    long = [Entry(str(n), "\n\n".join(entry.text for entry in entries(30, seed=n)), b"") for n in range(30)]
-    how = Split(validation_share=0.3, max_bytes={}, max_document_bytes=1_000, seed=0)
-    split_domain("prose", {"books": write_part(tmp_path / "books.jsonl", long)}, tmp_path, how)
-    names = {side: {name.split("#")[0] for name, _ in rows} for side, rows in read_split(tmp_path, "prose").items()}
-    assert names["train"] and names["validation"] and not names["train"] & names["validation"]
-    for rows in read_split(tmp_path, "prose").values():
+def test_every_source_has_validation_text_even_of_one_book(tmp_path: Path) -> None:
+    book = [Entry("book", "\n\n".join(entry.text for entry in entries(300, seed=5)), b"")]
+    parts = {"book": write_part(tmp_path / "book.jsonl", book), "notes": write_part(tmp_path / "notes.jsonl", entries(400, seed=6))}
+    split_domain("prose", parts, tmp_path, Split(validation_share=0.01, max_bytes={}, max_document_bytes=1_000, seed=0))
+    split = read_split(tmp_path, "prose")
+    for rows in split.values():
+        assert {name.split("/")[0] for name, _ in rows} == {"book", "notes"}
         assert all(len(text.encode()) <= 1_000 for _, text in rows)
+    texts = [text for rows in split.values() for _, text in rows]
+    assert len(texts) == len(set(texts)) and sum(text.count("\n\n") + 1 for text in texts) == 700  # nothing lost, nothing twice
 
 
 def test_near_duplicates_do_not_cross_the_split_and_worked_solutions_stay(tmp_path: Path) -> None:

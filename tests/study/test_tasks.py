@@ -23,6 +23,7 @@ from sparseling.study.tasks import (
     family,
     is_held_out,
     training_problem,
+    validation_problem,
     worked_documents,
 )
 from sparseling.study.tasks.corpus import LAYOUTS
@@ -185,7 +186,8 @@ def held_out_sums() -> set[object]:
 def test_held_out_problems_never_occur_in_training(task: str) -> None:
     held_out = {asked_of(task, problem.prompt) for problem in evaluation_problems(task, 60, seed=5)}
     trained = {asked_of(task, training_problem(task, seed, index).prompt) for seed in (0, 5) for index in range(1000)}
-    assert held_out and not held_out & trained
+    validation = {asked_of(task, validation_problem(task, 5, index).prompt) for index in range(60)}
+    assert held_out and not held_out & trained and validation and not validation & (trained | held_out)
 
 
 def test_held_out_sums_never_occur_in_20000_training_samples() -> None:
@@ -194,7 +196,9 @@ def test_held_out_sums_never_occur_in_20000_training_samples() -> None:
     stream = [asked_of("two_digit_addition", training_problem("two_digit_addition", 1, index).prompt) for index in range(20_000)]
     assert not held_out & set(stream)
     assert 0.08 < len(held_out) / len(every_pair) < 0.12
-    assert len(every_pair - held_out - set(stream)) < 0.03 * len(every_pair)  # what is not held out is trained
+    validation = {asked_of("two_digit_addition", validation_problem("two_digit_addition", 1, index).prompt) for index in range(2000)}
+    assert 0.03 < len(validation) / len(every_pair) < 0.06
+    assert len(every_pair - held_out - validation - set(stream)) < 0.03 * len(every_pair)  # what is not held out is trained
 
 
 def test_held_out_sums_never_occur_in_any_training_text() -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from ...align.chat import Message
 from ...align.conversations import Conversation
 from .families import family, training_problem
-from .problem import HELD_OUT_SHARE
+from .problem import HELD_OUT_SHARE, Problem
 from .small_talk import EXCHANGES
 
+ProblemAt = Callable[[str, int, int], Problem]  # (task, seed, index) -> problem; a pure function
 # (with steps, without steps); "{steps}" are lines
 LAYOUTS = (
     ("Question: {prompt}\nSolution:\n{steps}\nAnswer: {answer}\n", "Question: {prompt}\nAnswer: {answer}\n"),
@@ -22,28 +23,25 @@ LAYOUTS = (
 
 
 def worked_documents(
-    families: Sequence[str], seed: int, steps_share: float = 0.9, held_out_share: float = HELD_OUT_SHARE
+    families: Sequence[str], seed: int, steps_share: float = 0.9, problem: ProblemAt = training_problem
 ) -> Iterator[tuple[str, str]]:
     """Endless (id, text) of worked solutions for pre-training; document i is a pure function of (seed, i).
 
-    `steps_share` of the problems show their steps, the others their answer alone. No held-out problem occurs.
+    `steps_share` of the problems show their steps, the others their answer alone. `problem` is the stream they are of
+    (`training_problem` or `validation_problem`).
     """
     for name in families:
         family(name)  # an unknown name is an error now, not at the first document
-    return (
-        (f"worked-{seed}-{index}", worked_document(families, seed, index, steps_share, held_out_share)) for index in itertools.count()
-    )
+    return ((f"worked-{seed}-{index}", worked_document(families, seed, index, steps_share, problem)) for index in itertools.count())
 
 
-def worked_document(
-    families: Sequence[str], seed: int, index: int, steps_share: float = 0.9, held_out_share: float = HELD_OUT_SHARE
-) -> str:
+def worked_document(families: Sequence[str], seed: int, index: int, steps_share: float, problem: ProblemAt) -> str:
     """One problem, laid out. One alone: a small model learns to copy its operands far sooner where no other problem distracts it."""
     rng = random.Random(f"document/{seed}/{index}")
     with_steps, without = rng.choice(LAYOUTS)
-    problem = training_problem(rng.choice(families), seed, index, held_out_share)
+    chosen = problem(rng.choice(families), seed, index)
     layout = with_steps if rng.random() < steps_share else without
-    return layout.format(prompt=problem.prompt, steps="\n".join(problem.steps), answer=problem.answer)
+    return layout.format(prompt=chosen.prompt, steps="\n".join(chosen.steps), answer=chosen.answer)
 
 
 def conversations(

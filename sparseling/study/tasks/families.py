@@ -1,4 +1,4 @@
-"""The families by name, and their two streams: training problems (never held out) and evaluation problems (only held out)."""
+"""The families by name, and their three streams, no problem in two of them: training, validation text, evaluation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ...errors import UserError, nearest
 from . import arithmetic, lists, stories
-from .problem import HELD_OUT_SHARE, Family, Problem, is_held_out
+from .problem import HELD_OUT_SHARE, Family, Problem, is_for_validation, is_held_out
 
 FAMILIES: dict[str, Family] = {
     family.name: family
@@ -28,7 +28,7 @@ FAMILIES: dict[str, Family] = {
 }
 
 # What a model of about a million active parameters learns within a few million tokens; no constant answer scores well on any.
-LAPTOP = ("two_digit_addition", "gain_problem", "maximum", "sort_letters", "reverse_letters")
+LAPTOP = ("two_digit_addition", "two_digit_subtraction", "maximum", "sort_letters", "reverse_letters")
 
 _TRIES = 256  # at a share of 0.9 held out, 256 draws fail once in 10^11
 _PATIENCE = 10_000  # draws without a new held-out problem after which a family has no more
@@ -42,12 +42,21 @@ def family(name: str) -> Family:
 
 
 def training_problem(task: str, seed: int, index: int, held_out_share: float = HELD_OUT_SHARE) -> Problem:
-    """Training problem `index` of the stream `seed`: a pure function of both, never a held-out problem."""
+    """Training problem `index` of the stream `seed`: a pure function of both, never one kept for evaluation or validation."""
     for attempt in range(_TRIES):
         problem = family(task).problem(seed, index * _TRIES + attempt)
-        if not is_held_out(problem, held_out_share):
+        if not is_held_out(problem, held_out_share) and not is_for_validation(problem, held_out_share):
             return problem
     raise UserError(f"held_out_share: {held_out_share} leaves nothing of '{task}' to train on; use a smaller share")
+
+
+def validation_problem(task: str, seed: int, index: int, held_out_share: float = HELD_OUT_SHARE) -> Problem:
+    """Problem `index` of the validation stream `seed`: never in training text, never asked in an evaluation."""
+    for attempt in range(_PATIENCE):
+        problem = family(task).problem(seed, index * _PATIENCE + attempt)
+        if is_for_validation(problem, held_out_share):
+            return problem
+    raise UserError(f"held_out_share: {held_out_share} leaves nothing of '{task}' for validation; use a smaller share")
 
 
 def evaluation_problems(task: str, n: int, seed: int, held_out_share: float = HELD_OUT_SHARE) -> list[Problem]:
@@ -60,7 +69,7 @@ def evaluation_problems(task: str, n: int, seed: int, held_out_share: float = HE
         if is_held_out(problem, held_out_share) and problem.content not in found:
             found[problem.content], since_new = problem, 0
     if not found:
-        raise UserError(f"held_out_share: {held_out_share} holds out no problem of '{task}'; use a share above 0 and n above 0")
+        raise UserError(f"held_out_share: {held_out_share} holds out no problem of '{task}'; use a larger share")
     return list(found.values())
 
 

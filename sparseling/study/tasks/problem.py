@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 HELD_OUT_SHARE = 0.1
+VALIDATION_SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,15 @@ class Family:
 
 
 def is_held_out(problem: Problem, share: float = HELD_OUT_SHARE) -> bool:
-    """Whether a problem belongs to the held-out `share`; depends on its content alone, not on family, wording or seed."""
-    digest = hashlib.sha256(problem.content.encode()).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
+    """Whether a problem is kept for evaluation (a `share` of all); depends on its content alone, not on family, wording or seed."""
+    return _place(problem) < share
+
+
+def is_for_validation(problem: Problem, share: float = HELD_OUT_SHARE) -> bool:
+    """Whether a problem is kept for validation text: `VALIDATION_SHARE` of those that evaluation leaves."""
+    return share <= _place(problem) < share + VALIDATION_SHARE * (1 - share)
+
+
+def _place(problem: Problem) -> float:
+    """A number in [0, 1) that depends on the content alone."""
+    return int.from_bytes(hashlib.sha256(problem.content.encode()).digest()[:8], "big") / 2**64

@@ -1,0 +1,27 @@
+"""A recipe: one YAML file from data to answers."""
+
+from .keys import (
+    KINDS,
+    Data,
+    Documents,
+    Eval,
+    HubDataset,
+    LocalFiles,
+    Merge,
+    Optimizer,
+    Pretrain,
+    Recipe,
+    Sft,
+    Share,
+    Stage,
+    TokenizerSettings,
+    Top,
+    Worked,
+    document_keys,
+)  # fmt: skip
+from .load import load_recipe, plain, recipe_from, resolved
+
+__all__ = [
+    "KINDS", "Data", "Documents", "Eval", "HubDataset", "LocalFiles", "Merge", "Optimizer", "Pretrain", "Recipe", "Sft", "Share", "Stage",
+    "TokenizerSettings", "Top", "Worked", "document_keys", "load_recipe", "plain", "recipe_from", "resolved",
+]  # fmt: skip
