@@ -108,7 +108,7 @@ def test_every_misspelt_key_is_answered_with_the_nearest_right_one(kind: str) ->
         ("data.worked.bytes", 0, "has no text"),
         ("data.documents.max_bytes", {"prosee": "1MB"}, "'prose'"),
         ("data.documents.files", [{"path": "x", "domain": "worked"}], "there is no 'worked'"),
-        ("stages.0.mixture", {"a": {"share": 0.5, "domains": {"worked": 1}}, "b": {"share": 0.5, "domains": {"worked": 1}}}, "name it once"),
+        ("stages.0.mixture", {s: {"share": 0.5, "domains": {"worked": 1}} for s in "ab"}, "name it once"),
         ("model.preset", "picco", "'pico'"),
         ("model.hidden_sise", 3, "'hidden_size'"),
         ("model.hidden_size", 33.5, "hidden_size"),

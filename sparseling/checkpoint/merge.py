@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,13 @@ CHUNK = 1 << 20  # elements added at a time: bounds the float64 copies
 
 def merge_folders(
     folders: Sequence[str | Path], weights: Sequence[float], out: str | Path, dtype: torch.dtype | None = None, overwrite: bool = False,
-    max_shard_bytes: int = MAX_SHARD_BYTES, provenance: Mapping[str, Any] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write sum_j weights[j] * folders[j] as a public folder, tensor by tensor, accumulated in float64.
 
     Sharding and dtype of the sources may differ, their shapes may not. expert_bias is merged too and stays float32. dtype None: as the
     last source. Tokenizer and config come from the last source. `merge.json` records weights, sources, SHA-256 of every weight
-    file read and written, and the entries of `provenance`. Raises `UserError` naming the first difference between two sources.
+    file read and written. Raises `UserError` naming the first difference between two sources.
     """
     check_weights(folders, weights)
     checkpoints = [open_checkpoint(folder) for folder in folders]
@@ -49,7 +49,7 @@ def merge_folders(
         sources = [{"folder": str(checkpoint.folder), "weight": weight, "sha256": hashes(checkpoint.folder)}
                    for checkpoint, weight in zip(track(checkpoints, "hashing sources", len(checkpoints)), weights, strict=True)]
         record = {"method": "weighted sum (WSM)", "accumulated_in": "float64", "sources": sources, "sha256": hashes(aside)}
-        write_json(aside / "merge.json", record | dict(provenance or {}))
+        write_json(aside / "merge.json", record)
 
 
 def check_weights(folders: Sequence[str | Path], weights: Sequence[float]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import signal
 import threading
@@ -19,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..files import disk_full, hash_of, read_json, sha256_of_file, write_aside, write_json
+from ..files import disk_full, hash_of, read_json, sha256_of_file, write_json
 from ..progress import bar, say
 from .cleaning import OWN, RULES, Rules, clean
+from .document_files import write_documents
 from .fetch import FetchError, fetch, opened
 from .own import FileSource, HubDataset, file_name, hub_documents, own_files
 from .readers import Document, walk
@@ -199,27 +199,6 @@ def raw_documents(job: Job, archives: Sequence[Path], cache: Path, stack: contex
         return own_files(Path(job.own.path), job.domain, job.own.field)
     assert job.hub is not None
     return hub_documents(job.hub)
-
-
-def write_documents(path: Path, documents: Iterable[Document]) -> tuple[int, int]:
-    """Write `{"id", "text"}` lines; the number of documents and of bytes of text. The path is as before when anything fails."""
-    count = size = 0
-    with write_aside(path) as stream:
-        for name, text in documents:
-            # A file name may hold bytes that are no UTF-8.
-            name = name.encode("utf-8", "replace").decode()
-            stream.write(json.dumps({"id": name, "text": text}, ensure_ascii=False) + "\n")
-            count += 1
-            size += len(text.encode())
-    return count, size
-
-
-def read_documents(path: Path) -> Iterator[Document]:
-    """The documents of a file that `write_documents` wrote."""
-    with open(path, encoding="utf-8") as stream:
-        for line in stream:
-            row = json.loads(line)
-            yield row["id"], row["text"]
 
 
 def summary_line(note: Note) -> str:

@@ -107,11 +107,6 @@ def jaccard(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> float:
     return both / (len(first) + len(second) - both) if both else 0.0
 
 
-def drop_overlapping(texts: Sequence[str], prompts: Iterable[str], n: int = 13) -> list[str]:
-    """The texts that share no run of `n` words with any of the prompts (see `overlapping`)."""
-    return [text for text, overlaps in zip(texts, overlapping(texts, prompts, n), strict=True) if not overlaps]
-
-
 def overlapping(texts: Iterable[str], prompts: Iterable[str], n: int = 13) -> list[bool]:
     """Whether each text shares a run of `n` words with an evaluation prompt, case, punctuation and white space aside.
 

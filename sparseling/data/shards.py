@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +20,10 @@ import numpy as np
 from ..errors import UserError
 from ..files import read_json, sha256_of_file, write_aside, write_json
 from ..progress import Bar, bar, say, track
+from .document_files import read_documents
+from .readers import Document
 from .tokenizer import Tokenizer
 
-Document = tuple[str, str]  # id, text
 DEFAULT_TOKENS_PER_SHARD = 2**25  # 64 MB of uint16; a shard being written is held in memory with its text
 _CHARACTERS_PER_BATCH = 4_000_000  # encoded at once: enough to keep all cores busy, little memory
 
@@ -142,23 +142,6 @@ def write_shards(
     _write_state(folder, "manifest.json", settings, finished)
     _remove_strays(folder, finished)
     return Shards.open(folder, tokenizer.sha256)
-
-
-def read_documents(path: str | Path) -> Iterator[Document]:
-    """The (id, text) pairs of a JSON-lines file. Raises `UserError` that names the file and the line."""
-    try:
-        with open(path, "rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                try:
-                    value = json.loads(line)
-                    identity, text = value["id"], value["text"]
-                except (ValueError, KeyError, TypeError):
-                    raise UserError(f"{path}: line {number} is not a JSON object with 'id' and 'text'; mend or delete the line") from None
-                if not isinstance(identity, str) or not isinstance(text, str):
-                    raise UserError(f"{path}: line {number} has an 'id' or 'text' that is not a string; mend or delete the line")
-                yield identity, text
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
 
 
 def _nonempty(documents: str | Path | Iterable[Document]) -> Iterator[Document]:

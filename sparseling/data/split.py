@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..files import sha256_of_file
-from .collect import read_documents, write_documents
 from .dedup import exact_duplicates, near_duplicates, overlapping, text_hash
+from .document_files import read_documents, write_documents
 from .readers import Document
 
 # Worked solutions of one family share most of their words and differ in the numbers: near duplicates stay there.

@@ -128,7 +128,7 @@ def _short(path: Path) -> str:
 
 
 def _recipe_stages(recipe: str, notes: list[str]) -> dict[str, str]:
-    """Stage name -> kind in the recipe's order, whether it lists its stages or names them in a mapping."""
+    """Stage name -> kind in the recipe's order."""
     import yaml
 
     try:
@@ -136,45 +136,21 @@ def _recipe_stages(recipe: str, notes: list[str]) -> dict[str, str]:
     except (yaml.YAMLError, ValueError, RecursionError):
         notes.append("recipe.yaml is not valid YAML; it is shown as it is.")
         return {}
-    if isinstance(stages, dict):
-        return {str(name): plain(mapping(value).get("kind", name)) for name, value in stages.items() if folder_name(name)}
-    entries = [mapping(item) if isinstance(item, dict) else {"name": item} for item in sequence(stages)]
-    pairs = [(entry.get("name", entry.get("stage", entry.get("kind"))), entry.get("kind", "")) for entry in entries]
-    return {str(name): plain(kind) for name, kind in pairs if folder_name(name)}
+    entries = [mapping(item) for item in sequence(stages)]
+    return {str(entry["name"]): plain(entry.get("kind", "")) for entry in entries if folder_name(entry.get("name"))}
 
 
 def _sources(folder: Path, notes: list[str]) -> tuple[tuple[DataSource, ...], dict[str, str]]:
-    """The sources of all manifests that name licences (documents/manifest.json first), without repeats, and those that were skipped."""
-    patterns = ("*/documents/manifest.json", "*/manifest.json", "*/*/manifest.json")
-    paths = dict.fromkeys(path for pattern in patterns for path in sorted(folder.glob(pattern)))
-    found: dict[tuple[str, str], DataSource] = {}
-    skipped: dict[str, str] = {}
-    for path in paths:
-        manifest = mapping(_json(path, notes))
-        for source in _manifest_sources(manifest):
-            found.setdefault((source.name, source.domain), source)
-        skipped |= {name: plain(reason) for name, reason in mapping(manifest.get("skipped")).items()}
-    return tuple(found.values()), skipped
-
-
-def _manifest_sources(manifest: Mapping[str, Any]) -> list[DataSource]:
-    """Sources as a list of entries, or as a mapping from name to entry, under `sources` or at the top."""
-    raw = manifest.get("sources", manifest)
-    if isinstance(raw, list):
-        listed = [mapping(item) for item in raw]
-        entries = [(next((plain(item[key]) for key in ("name", "source", "package") if key in item), "unnamed"), item) for item in listed]
-    else:
-        entries = [(name, mapping(value)) for name, value in mapping(raw).items()]
-    return [_data_source(name, entry) for name, entry in entries if {"licence", "license"} & set(entry)]
+    """The sources of the data stage's manifest, and those that were skipped with the reason."""
+    manifest = mapping(_json(folder / "data" / "documents" / "manifest.json", notes))
+    found = tuple(_data_source(name, mapping(entry)) for name, entry in mapping(manifest.get("sources")).items())
+    return found, {name: plain(reason) for name, reason in mapping(manifest.get("skipped")).items()}
 
 
 def _data_source(name: str, entry: Mapping[str, Any]) -> DataSource:
-    archives = list(mapping(entry.get("archives")))
-    package = [entry[key] for key in ("package", "version") if key in entry]
-    place = [entry[key] for key in ("packages", "path") if key in entry]
-    origin = archives or package or place or [mapping(entry.get("dataset")).get("name", "")]
-    licence = plain(entry.get("licence", entry.get("license")))
-    sizes = (figure(entry.get("documents")), figure(entry.get("bytes")))
+    dataset = mapping(entry.get("dataset")).get("name", "")
+    origin = list(mapping(entry.get("archives"))) or entry.get("packages") or entry.get("path") or dataset
+    licence, sizes = plain(entry.get("licence", "not stated")), (figure(entry.get("documents")), figure(entry.get("bytes")))
     return DataSource(name, plain(entry.get("domain", "")), plain(origin), licence, *sizes, plain(entry.get("dropped", "")))
 
 

@@ -24,7 +24,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Sample:
-    """One answer of the model; `thinking` is its reasoning, or what stood before `</think>` in an answer that was not taken apart."""
+    """One answer of the model; `thinking` is its reasoning."""
 
     task: str
     mode: str
@@ -105,7 +105,7 @@ def summary_from(raw: object) -> Summary:
         ),
         samples=tuple(_sample(item) for item in sequence(entry.get("samples")) if isinstance(item, dict)),
         machine=dict(_fact(name, value) for name, value in mapping(entry.get("machine")).items()),
-        stages=tuple(name for name in map(_stage_name, sequence(entry.get("stages"))) if name),
+        stages=tuple(name for name in (folder_name(mapping(stage).get("name")) for stage in sequence(entry.get("stages"))) if name),
     )
 
 
@@ -132,11 +132,6 @@ def plain(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "–" if value is None else str(value)
-
-
-def _stage_name(value: object) -> str:
-    """A stage given by its name or as an entry that has one."""
-    return folder_name(mapping(value).get("stage", mapping(value).get("name")) if isinstance(value, dict) else value)
 
 
 def folder_name(value: object) -> str:
@@ -167,11 +162,6 @@ def _scores(value: object) -> Scores:
 
 
 def _sample(entry: Mapping[str, Any]) -> Sample:
-    names = ("task", "mode", "prompt", "answer", "expected", "thinking", "reasoning")
-    text = {name: plain(entry[name]) if entry.get(name) is not None else "" for name in names}
-    thinking, answer = text["thinking"] or text["reasoning"], text["answer"]
-    if not thinking and "</think>" in answer:
-        thinking, _, answer = answer.partition("</think>")
-        thinking = thinking.removeprefix("<think>").strip()
-    said = (thinking.strip(), answer.strip(), text["expected"])
-    return Sample(text["task"], text["mode"], text["prompt"], *said, entry.get("correct") is True)
+    names = ("task", "mode", "prompt", "reasoning", "answer", "expected")
+    task, mode, prompt, thinking, answer, expected = (plain(entry.get(name) or "").strip() for name in names)
+    return Sample(task, mode, prompt, thinking, answer, expected, entry.get("correct") is True)

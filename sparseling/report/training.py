@@ -33,11 +33,14 @@ class Span:
     x: np.ndarray
 
 
-def timeline(run: Run) -> list[Span]:
-    """The training stages one after the other. A stage that counts its tokens from 0 is moved behind the one before it."""
+def timeline(run: Run, without: str | None = None) -> list[Span]:
+    """The training stages one after the other, those of the kind `without` left out. A stage that counts its tokens from 0 is moved behind
+    the one before it."""
     spans: list[Span] = []
     end = 0.0
     for stage in run.trained:
+        if stage.kind == without:
+            continue
         assert stage.metrics is not None
         tokens = stage.metrics.scalars["tokens"]
         finite = tokens[np.isfinite(tokens)]
@@ -62,8 +65,11 @@ def loss_section(run: Run) -> str:
 
 
 def validation_section(run: Run) -> str:
-    """One panel a domain: its bits per byte over training, and the baselines on the same text as dashed lines."""
-    spans = timeline(run)
+    """One panel a domain: its bits per byte over training, and the baselines on the same text as dashed lines.
+
+    Fine-tuning is no longer about plain text and would stretch the axis: it stands in the table alone.
+    """
+    spans = timeline(run, without="sft") or timeline(run)
     reached = run.summary.validation_bits_per_byte
     logged = (item.bits_per_byte for span in spans for item in span.metrics.validations)
     domains = list(dict.fromkeys(domain for found in (*logged, reached) for domain in found))

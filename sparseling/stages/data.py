@@ -11,10 +11,11 @@ from typing import Any
 
 from ..data.baseline import baseline_bits_per_byte
 from ..data.batches import validation_pieces
+from ..data.document_files import read_documents
 from ..data.documents import DocumentsSpec, prepare_documents
 from ..data.own import FileSource
 from ..data.own import HubDataset as HubSource
-from ..data.shards import Shards, read_documents, write_shards
+from ..data.shards import Shards, write_shards
 from ..data.sources import DOMAINS
 from ..data.split import SPLITS
 from ..data.tokenizer import Tokenizer, train_tokenizer

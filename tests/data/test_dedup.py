@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparseling.data import dedup, shingles
-from sparseling.data.dedup import drop_overlapping, exact_duplicates, near_duplicates, overlapping, text_hash
+from sparseling.data.dedup import exact_duplicates, near_duplicates, overlapping, text_hash
 from sparseling.data.shingles import shingle_hashes
 
 WORDS = [f"w{number}" for number in range(3_000)]
@@ -117,7 +117,6 @@ def test_overlap_is_a_run_of_13_words() -> None:
     filler = random_text(chance, 50)
     inside = [f"{filler} {' '.join(prompt[4 : 4 + length])} {filler}" for length in (12, 13, 14)]
     assert overlapping(inside, [" ".join(prompt)]) == [False, True, True]
-    assert drop_overlapping(inside, [" ".join(prompt)]) == inside[:1]
 
 
 def test_overlap_ignores_case_and_punctuation() -> None:

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import pytest
 
-from sparseling.data import collect, documents
+from sparseling.data import collect, document_files, documents
 from sparseling.data.documents import DocumentsSpec, FileSource, HubDataset, prepare_documents
 from sparseling.data.fetch import FetchError
 from sparseling.data.readers import text_files
@@ -243,7 +243,7 @@ def test_the_small_preset_without_prose_is_an_error_that_keeps_what_came(
 
 def test_a_full_disk_keeps_what_was_finished(tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     made_sources(tmp_path, monkeypatch)
-    real = collect.write_aside
+    real = document_files.write_aside
 
     @contextlib.contextmanager
     def full(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
@@ -253,12 +253,12 @@ def test_a_full_disk_keeps_what_was_finished(tmp_path: Path, said: list[str], mo
                 raise OSError(errno.ENOSPC, "No space left on device")
             yield stream
 
-    monkeypatch.setattr(collect, "write_aside", full)
+    monkeypatch.setattr(document_files, "write_aside", full)
     with pytest.raises(UserError, match=r"prose\.second\.jsonl: the disk is full"):
         prepare_documents(DocumentsSpec(), tmp_path / "out", workers=1)
     kept = files_of(tmp_path / "out")
     assert not any("second" in name for name in kept)
-    monkeypatch.setattr(collect, "write_aside", real)
+    monkeypatch.setattr(document_files, "write_aside", real)
     prepare_documents(DocumentsSpec(), tmp_path / "out", workers=1)
     assert kept.items() <= files_of(tmp_path / "out").items()
     assert set(texts(tmp_path / "out", "train")) | set(texts(tmp_path / "out", "validation")) >= {"first/first-0.txt"}

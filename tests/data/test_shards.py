@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from sparseling.data import shards as module
-from sparseling.data.shards import Shards, read_documents, write_shards
+from sparseling.data.document_files import read_documents
+from sparseling.data.shards import Shards, write_shards
 from sparseling.data.tokenizer import Tokenizer, train_tokenizer
 from sparseling.errors import UserError
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparseling.data.collect import read_documents, write_documents
 from sparseling.data.dedup import text_hash
+from sparseling.data.document_files import read_documents, write_documents
 from sparseling.data.split import Entry, Split, cut, cut_document, draw, sampled, split_domain, validation_flags
 
 SEPARATORS = ["a", "bc", "é", "日本", "\n", "\n\n", " ", "x" * 30]

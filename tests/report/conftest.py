@@ -89,8 +89,8 @@ def samples() -> list[dict[str, Any]]:
         sample("two_digit_addition", "on", "What is 47 + 38?", "85", "85", True) | {"reasoning": worked},
         sample("two_digit_addition", "off", "What is 91 + 26?", "117", "117", True),
         sample("maximum", "off", "Which is the largest of 381, 318, 91?", "318", "381", False),
-        sample("count_letter", "on", "How often is e in 'sequence'?", "<think>s, e 1, q, u, e 2, n, c, e 3</think>3", "3", True),
-        sample("sequence", "on", "3, 7, 11, 15, ?", "<think>The step is 4. 15 + 4 = 19.</think>19", "19", True),
+        sample("count_letter", "on", "How often is e in 'sequence'?", "3", "3", True) | {"reasoning": "s, e 1, q, u, e 2, n, c, e 3"},
+        sample("sequence", "on", "3, 7, 11, 15, ?", "19", "19", True) | {"reasoning": "The step is 4. 15 + 4 = 19."},
         sample("multiplication", "off", "What is 64 * 7?", "", "448", False) | {"reasoning": None},
     ]
 
@@ -135,7 +135,7 @@ def outputs_of(stage: str) -> dict[str, Any]:
 def sources() -> dict[str, Any]:
     archives = {"guides-doc_6.1.0_all.deb": "ab12"}
     guides = {"archives": archives, "licence": "GPL-2.0", "domain": "tech", "documents": 4100, "bytes": 21_400_000}
-    stories = {"package": "stories", "version": "1.9", "licence": "public domain", "domain": "prose", "documents": 930, "bytes": 15_800_000}
+    stories = {"packages": ["stories==1.9"], "licence": "public domain", "domain": "prose", "documents": 930, "bytes": 15_800_000}
     notes = {"path": "notes.txt", "licence": "not stated", "domain": "prose", "documents": 12, "bytes": 93_000}
     return {
         "hash": "cd34", "domains": {"prose": {"documents": 942}}, "skipped": {"letters": "the registry did not answer"},

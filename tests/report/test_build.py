@@ -201,6 +201,8 @@ def test_a_stage_that_goes_on_counting_is_not_moved(tmp_path: Path, stage_lines:
         (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     spans = timeline(collect(tmp_path))
     np.testing.assert_array_equal(spans[1].x, spans[1].metrics.scalars["tokens"])
+    (tmp_path / "b/done.json").write_text(json.dumps({"stage": "b", "kind": "sft", "seconds": 1.0, "outputs": {}}))
+    assert [span.name for span in timeline(collect(tmp_path), without="sft")] == ["a"]
 
 
 def long_run(steps: int, layers: int, experts: int) -> Run:

@@ -26,7 +26,6 @@ from sparseling.study.tasks.families import evaluation_problems
 from sparseling.train import loop
 from sparseling.train.metrics import read_metrics
 
-
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
