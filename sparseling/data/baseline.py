@@ -1,12 +1,14 @@
 """Bits per byte of models that are no neural network, on the same validation text: what a trained model has to beat.
 
 All of them code the documents whole: every byte, and the end of each document as one more symbol (byte 0xFF, which UTF-8 never uses).
-The cost of the ends counts, their bytes do not, as for a model that predicts `<|endoftext|>`.
+The cost of the ends counts, their bytes do not, as for a model that predicts `<|endoftext|>`. A text that is cut before its document's end
+(`ended` False) is charged for no end.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import lzma
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -40,11 +42,16 @@ class Order2Model:
         symbols = np.arange(256)
         return self._probability(np.full(256, before[0] << 8 | before[1]), symbols)
 
-    def bits(self, texts: Iterable[str]) -> tuple[float, int]:
-        """The cost of `texts` in bits, document ends included, and their UTF-8 bytes."""
+    def bits(self, texts: Iterable[str], ended: Iterable[bool] | None = None) -> tuple[float, int]:
+        """The cost of `texts` in bits, the ends of those that are `ended` (default: all) included, and their UTF-8 bytes."""
         bits, text_bytes = 0.0, 0
+        flags = iter(ended) if ended is not None else itertools.repeat(True)
         for chunk, size in _chunks(texts):
-            bits -= float(np.log2(self._probability(*_contexts(chunk))).sum())
+            contexts, symbols = _contexts(chunk)
+            cost = -np.log2(self._probability(contexts, symbols))
+            ends = np.flatnonzero(symbols == _END)
+            cost[ends] *= np.fromiter(itertools.islice(flags, len(ends)), dtype=bool, count=len(ends))
+            bits += float(cost.sum())
             text_bytes += size
         return bits, text_bytes
 
@@ -81,25 +88,30 @@ def train_order2(texts: Iterable[str]) -> Order2Model:
     return Order2Model(tables, tuple(_discounts(table) for table in tables))  # type: ignore[arg-type]
 
 
-def compressed_bits_per_byte(texts: Sequence[str]) -> dict[str, float]:
+def compressed_bits_per_byte(texts: Sequence[str], ended: Sequence[bool] | None = None) -> dict[str, float]:
     """Bits per byte of `gzip -9` and `xz -9e` on the documents in one stream; they learn from that stream alone."""
     compressors: dict[str, Any] = {"gzip": zlib.compressobj(9, wbits=31), "lzma": lzma.LZMACompressor(preset=9 | lzma.PRESET_EXTREME)}
     sizes = dict.fromkeys(compressors, 0)
     text_bytes = sum(len(_utf8(text)) for text in texts)
     with bar("compressing validation text (MB)", text_bytes / 1e6) as line:
-        for text in texts:
+        for text, whole in zip(texts, ended or itertools.repeat(True), strict=False):
             document = _utf8(text)
             for name, compressor in compressors.items():
-                sizes[name] += len(compressor.compress(document + bytes([_END])))
+                sizes[name] += len(compressor.compress(document + bytes([_END] * whole)))
             line.advance(len(document) / 1e6)
         for name, compressor in compressors.items():
             sizes[name] += len(compressor.flush())
     return {name: _per_byte(size * 8, text_bytes) for name, size in sizes.items()}
 
 
-def baseline_bits_per_byte(training: Iterable[str], validation: Sequence[str]) -> dict[str, float]:
-    """Bits per byte on `validation` of the order-2 byte model counted on `training` (`order2`), and of `gzip` and `lzma`."""
-    return {"order2": _per_byte(*train_order2(training).bits(validation)), **compressed_bits_per_byte(validation)}
+def baseline_bits_per_byte(
+    training: Iterable[str], validation: Sequence[str], ended: Sequence[bool] | None = None
+) -> dict[str, float]:
+    """Bits per byte on `validation` of the order-2 byte model counted on `training` (`order2`), and of `gzip` and `lzma`.
+
+    `ended`: which of the validation texts go to the end of their document (default: all).
+    """
+    return {"order2": _per_byte(*train_order2(training).bits(validation, ended)), **compressed_bits_per_byte(validation, ended)}
 
 
 def _per_byte(bits: float, text_bytes: int) -> float:

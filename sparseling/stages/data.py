@@ -177,9 +177,9 @@ def baselines(context: Context, tokenizer: Tokenizer, domains: list[str]) -> dic
         file = context.folder / "documents" / "train" / f"{domain}.jsonl"
         training = spread_texts(file, min(1.0, BASELINE_TRAINING_BYTES / file.stat().st_size))
         shards = Shards.open(context.folder / "shards" / "validation" / domain)
-        pieces = validation_pieces(shards, *validation_windows(context.recipe))
-        validation = [tokenizer.decode(piece.tolist()) for piece in pieces]
-        for name, value in baseline_bits_per_byte(training, validation).items():
+        pieces = [piece.tolist() for piece in validation_pieces(shards, *validation_windows(context.recipe))]
+        validation, ended = [tokenizer.decode(piece) for piece in pieces], [piece[-1] == tokenizer.end_of_text_id for piece in pieces]
+        for name, value in baseline_bits_per_byte(training, validation, ended).items():
             scores.setdefault(name, {})[domain] = round(value, 4)
     write_json(path, scores)
     say("baselines, bits per byte: " + "; ".join(f"{n} " + ", ".join(f"{d} {v:.2f}" for d, v in by.items()) for n, by in scores.items()))

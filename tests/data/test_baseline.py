@@ -115,6 +115,17 @@ def test_it_beats_the_weaker_smoothing_it_was_chosen_over() -> None:
     assert train_order2(training).bits(validation)[0] < weaker
 
 
+def test_a_cut_text_is_charged_for_no_end() -> None:
+    texts = corpus(4, 30)
+    model, ended = train_order2(texts), [n % 3 > 0 for n in range(len(texts))]
+    whole, _ = model.bits(texts)
+    ends = [-math.log2(model.probabilities((b"\xff\xff" + text.encode())[-2:])[0xFF]) for text in texts]
+    expected = whole - sum(cost for cost, flag in zip(ends, ended, strict=True) if not flag)
+    assert model.bits(texts, ended)[0] == pytest.approx(expected, rel=1e-9) and expected < whole - 20
+    joined = b"".join(text.encode() + b"\xff" * flag for text, flag in zip(texts, ended, strict=True))
+    assert compressed_bits_per_byte(texts, ended)["gzip"] == 8 * len(gzip.compress(joined, 9)) / sum(len(t.encode()) for t in texts)
+
+
 def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     training, validation = corpus(1, 30), corpus(2, 10)
     whole = train_order2(training)
