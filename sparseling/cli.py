@@ -19,7 +19,7 @@ reasoning model, and tools for the public checkpoints."""
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; exit codes: 0 done, 1 failed, 2 wrong usage."""
     parser = build_parser()
-    options = parser.parse_args(arguments)
+    options = parse(parser, arguments)
     if not hasattr(options, "function"):
         parser.print_help()
         return 2
@@ -42,6 +42,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"sparseling: {error.filename}: {error.strerror}; see to the path or its permissions", file=sys.stderr)
         return 1
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of a verb. argparse gives up on an optional word that stands behind an option (`chat MODEL --think "..."`): put it in."""
+    options, rest = parser.parse_known_args(arguments)
+    if len(rest) == 1 and not rest[0].startswith("-") and getattr(options, "prompt", "") is None:
+        options.prompt = rest[0]
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -141,7 +151,7 @@ def run_verb(options: argparse.Namespace) -> None:
     from .files import read_json
     from .recipe import load_recipe
     from .runner import run_recipe
-    from .stages.summary import answers_as_text
+    from .stages.summary import answers_as_text, headline_as_text
 
     given = Path(options.recipe)
     recipe = load_recipe(given / "recipe.yaml" if given.is_dir() else given)
@@ -160,7 +170,7 @@ def run_verb(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(summary))
         return
-    print(answers_as_text(summary))
+    print(answers_as_text(summary), headline_as_text(summary), sep="\n\n")
     print(f"\nreport: {report}\ntalk to it: sparseling chat {folder} --think")
 
 
@@ -248,7 +258,8 @@ def eval_verb(options: argparse.Namespace) -> None:
 
     from .info import model_folder, tasks_of_run
     from .recipe import Eval
-    from .stages.evaluate import accuracy_table, evaluate_model
+    from .stages.evaluate import evaluate_model
+    from .study.evaluate import accuracy_table
     from .study.tasks.families import LAPTOP
 
     torch.set_num_threads(options.threads)

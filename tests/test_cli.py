@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sparseling.cli import build_parser, main
+from sparseling.cli import build_parser, main, parse
 
 from .test_accounting import PUBLISHED
 
@@ -36,6 +36,16 @@ def test_examples_in_the_help_parse() -> None:
     for sub in parser._subparsers._group_actions[0].choices.values():
         words = sub.epilog.removeprefix("Example: sparseling ").split()
         assert parser.parse_args(words).function
+
+
+def test_a_question_may_stand_before_or_behind_the_options() -> None:
+    for words in (["hi there", "--think"], ["--think", "hi there"], ["--think", "--seed", "3", "hi there"]):
+        options = parse(build_parser(), ["chat", "runs/laptop", *words])
+        assert options.prompt == "hi there" and options.think and options.model == "runs/laptop"
+    assert parse(build_parser(), ["chat", "runs/laptop", "--think"]).prompt is None
+    for wrong in (["chat", "m", "a", "b"], ["chat", "m", "a", "--thimk"], ["report", "m", "a"]):
+        with pytest.raises(SystemExit):
+            parse(build_parser(), wrong)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

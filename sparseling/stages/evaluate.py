@@ -38,14 +38,3 @@ def evaluate_model(folder: Path, stage: Eval, seed: int) -> EvalResult:
 def generate_ids(model: Any, stop_ids: tuple[int, ...], prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
     """Greedy continuations without the stop tokens."""
     return generate(model, prompts, max_new_tokens, stop_ids=stop_ids)
-
-
-
-def accuracy_table(accuracy: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Accuracy by task and mode for the terminal, with 95% intervals and the best constant answer."""
-    lines = [f"{'task':<26}{'thinking':<10}{'exact match':>12}{'95% interval':>18}{'best constant':>15}{'problems':>10}"]
-    for task, by_mode in accuracy.items():
-        for mode, cell in by_mode.items():
-            interval = f"{cell['low']:.1%} to {cell['high']:.1%}"
-            lines.append(f"{task:<26}{mode:<10}{cell['accuracy']:>12.1%}{interval:>18}{cell['constant_baseline']:>15.1%}{cell['n']:>10.0f}")
-    return "\n".join(lines)

@@ -10,6 +10,7 @@ from ..accounting import count_parameters
 from ..config import ModelConfig
 from ..files import read_json, write_json
 from ..recipe import Eval, Merge, Pretrain, Recipe, Sft
+from ..study.evaluate import accuracy_table
 from .context import outputs_of
 
 
@@ -55,6 +56,15 @@ def base_model_scores(recipe: Recipe, outputs: dict[str, Any]) -> dict[str, floa
             break
         scores = outputs[stage.name].get("validation_bits_per_byte", scores)
     return scores
+
+
+def headline_as_text(summary: dict[str, Any]) -> str:
+    """Accuracy and bits per byte of a finished run, for the terminal."""
+    lines = [accuracy_table(summary["accuracy"])] if summary["accuracy"] else []
+    for domain, value in summary["validation_bits_per_byte"].items():
+        beside = ", ".join(f"{name} {by[domain]:.2f}" for name, by in summary["baseline_bits_per_byte"].items() if domain in by)
+        lines.append(f"{domain}: {value:.2f} bits per byte ({beside})")
+    return "\n".join(lines)
 
 
 def answers_as_text(summary: dict[str, Any], each: int = 2) -> str:

@@ -124,3 +124,13 @@ def _cell(problems: Sequence[Problem], correct: int) -> dict[str, float]:
         "accuracy": correct / len(problems), "low": low, "high": high, "n": len(problems),
         "constant_baseline": constant_baseline(problems),
     }
+
+
+def accuracy_table(accuracy: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Accuracy by task and mode for the terminal, with 95% intervals and the best constant answer."""
+    lines = [f"{'task':<26}{'thinking':<10}{'exact match':>12}{'95% interval':>18}{'best constant':>15}{'problems':>10}"]
+    for task, by_mode in accuracy.items():
+        for mode, cell in by_mode.items():
+            interval = f"{cell['low']:.1%} to {cell['high']:.1%}"
+            lines.append(f"{task:<26}{mode:<10}{cell['accuracy']:>12.1%}{interval:>18}{cell['constant_baseline']:>15.1%}{cell['n']:>10.0f}")
+    return "\n".join(lines)
