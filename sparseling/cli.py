@@ -81,7 +81,8 @@ def build_parser() -> argparse.ArgumentParser:
     info = verb("info", "parameters, FLOPs per token and KV cache of a model, from its config alone",
                 "sparseling info ling-mini-2.0 --json", info_verb)
     info.add_argument("model", metavar="MODEL", help="preset, model folder, config.json, recipe file, or hub id")
-    info.add_argument("--seq-length", type=positive, default=4096, help="tokens of context that FLOPs are counted at (default 4096)")
+    info.add_argument("--seq-length", type=positive, metavar="TOKENS",
+                      help="context that FLOPs are counted at (default: the model's, at most 4096)")
     info.add_argument("--mtp", type=int, metavar="N", help="count this many multi-token prediction layers instead of the config's")
     info.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
@@ -199,7 +200,8 @@ def info_verb(options: argparse.Namespace) -> None:
     config = config_of(options.model)
     if options.mtp is not None:
         config = config.replace(num_nextn_predict_layers=options.mtp)
-    print(json.dumps(figures(config, options.seq_length)) if options.json else table(options.model, config, options.seq_length))
+    seq_length = options.seq_length or min(4096, config.max_position_embeddings)
+    print(json.dumps(figures(config, seq_length)) if options.json else table(options.model, config, seq_length))
 
 
 def merge_verb(options: argparse.Namespace) -> None:
