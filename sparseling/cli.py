@@ -90,18 +90,19 @@ def build_parser() -> argparse.ArgumentParser:
                  "sparseling merge runs/laptop/midtrain/snapshots/* --out merged --curve 1-sqrt", merge_verb)
     merge.add_argument("folders", nargs="+", metavar="FOLDER", help="model folders, oldest first")
     merge.add_argument("--out", required=True, metavar="FOLDER", help="folder to write")
-    merge.add_argument("--curve", default="mean", help="decay curve to stand for: mean, linear, cosine, 1-sqrt, ema (default mean)")
-    merge.add_argument("--decay", metavar="W,W,...", help="own decay factors, falling within 1 to 0, one fewer than folders")
+    curves = merge.add_mutually_exclusive_group()
+    curves.add_argument("--curve", default="mean", help="decay curve to stand for: mean, linear, cosine, 1-sqrt, ema (default mean)")
+    curves.add_argument("--decay", metavar="W,W,...", help="own decay factors, falling within 1 to 0, one fewer than folders")
     merge.add_argument("--top", type=int, metavar="N", help="merge only the N best by the scores in --scores")
     merge.add_argument("--scores", metavar="FILE", help="JSON file {folder: bits per byte} for --top")
     merge.add_argument("--dtype", choices=["float32", "bfloat16"], help="dtype to write (default: as the last folder)")
 
     convert = verb("convert", "rewrite a model folder: dtype, FP8 to plain, size of shards",
                    "sparseling convert Ling-1T-FP8 --out ling-1t-bf16", convert_verb)
-    convert.add_argument("model", metavar="MODEL", help="model folder or hub id")
+    convert.add_argument("model", metavar="MODEL", help="model folder, run folder, or hub id")
     convert.add_argument("--out", required=True, metavar="FOLDER", help="folder to write")
     convert.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16", help="dtype to write (default bfloat16)")
-    convert.add_argument("--shard-gb", type=float, default=10.0, help="largest shard in GiB (default 10)")
+    convert.add_argument("--shard-gb", type=above_zero, default=10.0, help="largest shard in GiB (default 10)")
 
     chat = verb("chat", "talk to a model in the terminal", "sparseling chat runs/laptop --think", chat_verb)
     chat.add_argument("model", metavar="MODEL", help="run folder, model folder, or hub id")
@@ -119,8 +120,8 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate = verb("eval", "exact-match accuracy on held-out problems, both thinking modes",
                     "sparseling eval runs/laptop --problems 200 --json", eval_verb)
     evaluate.add_argument("model", metavar="MODEL", help="run folder, model folder, or hub id")
-    evaluate.add_argument("--tasks", nargs="+", metavar="TASK", help="task families (default: those of the run, else the laptop's)")
-    evaluate.add_argument("--modes", nargs="+", choices=["off", "on"], default=["off", "on"], help="thinking modes (default both)")
+    evaluate.add_argument("--tasks", type=names, metavar="TASK,...", help="task families (default: those of the run, else the laptop's)")
+    evaluate.add_argument("--modes", type=names, metavar="MODE,...", default=["off", "on"], help="thinking modes (default off,on)")
     evaluate.add_argument("--problems", type=positive, default=200, help="problems of each family (default 200)")
     evaluate.add_argument("--seed", type=int, default=0, help="which held-out problems (default 0)")
     evaluate.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="CPU threads (default: all)")
@@ -138,6 +139,22 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def above_zero(text: str) -> float:
+    """A number above 0, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
+    return value
+
+
+def names(text: str) -> list[str]:
+    """Names with commas between, for argparse."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Options of the verbs that work in a run folder."""
     parser.add_argument("recipe", metavar="RECIPE", help="recipe file (YAML), or a run folder to go on with")
@@ -150,11 +167,15 @@ def run_verb(options: argparse.Namespace) -> None:
     import dataclasses
 
     from .files import read_json
-    from .recipe import load_recipe
+    from .recipe import check_name, load_recipe
     from .runner import run_recipe
     from .stages.summary import answers_as_text, headline_as_text
 
     given = Path(options.recipe)
+    if given.is_dir() and not (given / "recipe.yaml").is_file():
+        raise UsageError(f"{given}: is no run folder (no recipe.yaml in it); give a recipe or a folder such as runs/laptop")
+    if options.name is not None:
+        check_name(options.name, "--name")
     recipe = load_recipe(given / "recipe.yaml" if given.is_dir() else given)
     folder = given if given.is_dir() else Path(options.runs) / (options.name or recipe.name)
     if options.name and not given.is_dir():
@@ -235,9 +256,9 @@ def convert_verb(options: argparse.Namespace) -> None:
     import torch
 
     from .checkpoint.convert import convert_folder
-    from .checkpoint.hub import resolve
+    from .info import model_folder
 
-    convert_folder(resolve(options.model), options.out, getattr(torch, options.dtype), max_shard_bytes=int(options.shard_gb * 2**30))
+    convert_folder(model_folder(options.model), options.out, getattr(torch, options.dtype), max_shard_bytes=int(options.shard_gb * 2**30))
     print(f"wrote {options.out}")
 
 
@@ -277,6 +298,8 @@ def report_verb(options: argparse.Namespace) -> None:
     folder = Path(options.run)
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such run folder; give one such as runs/laptop")
+    if not (folder / "recipe.yaml").is_file():
+        raise UsageError(f"{folder}: is no run folder (no recipe.yaml in it); give one such as runs/laptop")
     print(write_report(folder))
 
 

@@ -172,6 +172,8 @@ def refuse_wrong_types(public: Any, source: str) -> None:
     """A config is an object, its numbers are numbers, and its RoPE settings are objects; else `UserError`."""
     if not isinstance(public, dict):
         raise UserError(f"{source}: is not a JSON object with the fields of a model; give a model's config.json")
+    if not {"architectures", "model_type", "hidden_size"} & set(public):
+        raise UserError(f"{source}: describes no model (no architectures, model_type or hidden_size); give a model's config.json")
     for key in ("rope_scaling", "rope_parameters"):
         if public.get(key) is not None and not isinstance(public[key], dict):
             raise UserError(f"{source}: {key} is {public[key]!r}; write an object such as {{\"type\": \"yarn\", \"factor\": 4.0}} or null")

@@ -20,6 +20,8 @@ def config_of(model: str) -> ModelConfig:
 
         return load_recipe(path).model
     if path.is_file():
+        if path.suffix != ".json":
+            raise UserError(f"{model}: is no config.json, recipe (.yaml) or model folder; give one of them")
         return ModelConfig.from_dict(read_json(path), model)
     if path.is_dir():
         return ModelConfig.from_folder(model_folder(model))
@@ -31,7 +33,8 @@ def config_of(model: str) -> ModelConfig:
 
 
 def model_folder(model: str) -> Path:
-    """The model folder that `model` means: a run folder gives the model of its last stage that left one; a hub id is downloaded."""
+    """The model folder that `model` means: a run folder gives the model of its last stage that left one, a stage folder its own; a hub id
+    is downloaded."""
     path = Path(model)
     if (path / "recipe.yaml").is_file():
         from .recipe import load_recipe
@@ -40,6 +43,10 @@ def model_folder(model: str) -> Path:
             if (path / stage.name / "done.json").exists() and (path / stage.name / "model").is_dir():
                 return path / stage.name / "model"
         raise UserError(f"{path}: no stage of this run has left a model yet; run it further with: sparseling run {path}")
+    if (path / "model" / "config.json").is_file():  # a stage of a run
+        return path / "model"
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise UserError(f"{path}: is no run, stage or model folder (no recipe.yaml, model/ or config.json in it); give e.g. runs/laptop")
     from .checkpoint.hub import resolve
 
     return resolve(model)

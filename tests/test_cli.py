@@ -80,7 +80,7 @@ def test_info_json_prints_the_published_figures(name: str, capsys: pytest.Captur
 def test_mistakes_are_one_sentence_without_a_traceback(arguments: list[str], code: int, says: str, tmp_path: Path) -> None:
     root = Path(__file__).parents[1]
     arguments = [str(root / a) if a.startswith("recipes/") else a for a in arguments]
-    for name, text in (("list", "[]"), ("yarn", '{"rope_scaling": "yarn"}'), ("words", '{"hidden_size": "wide"}')):
+    for name, text in (("list", "[]"), ("yarn", '{"hidden_size": 64, "rope_scaling": "yarn"}'), ("words", '{"hidden_size": "wide"}')):
         (tmp_path / f"{name}.json").write_text(text)
     done = subprocess.run(
         [sys.executable, "-m", "sparseling.cli", *arguments],

@@ -88,5 +88,5 @@ def test_keys_left_out_mean_what_the_public_class_says() -> None:
     config = ModelConfig.from_dict({"architectures": ["BailingMoeV2ForCausalLM"]})
     assert (config.routed_scaling_factor, config.eos_token_id, config.rotary_dim) == (1.0, 156892, 128)
     assert (config.groups, config.num_shared_experts) == ((8, 4), 1)
-    off = ModelConfig.from_dict({"num_shared_experts": None, "n_group": 0, "topk_group": 0})
+    off = ModelConfig.from_dict({"model_type": "bailing_moe", "num_shared_experts": None, "n_group": 0, "topk_group": 0})
     assert (off.groups, off.num_shared_experts) == ((1, 1), 0)

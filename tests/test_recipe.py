@@ -18,7 +18,7 @@ RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 BASE: dict[str, Any] = {
     "name": "t",
     "model": {"preset": "pico"},
-    "data": {"documents": {"preset": "none"}, "worked": {"tasks": ["maximum"], "bytes": "1MB"}},
+    "data": {"documents": {"preset": "none"}, "worked": {"tasks": ["maximum"], "bytes": "1MB"}, "tokenizer": {"vocab_size": 512}},
     "stages": [
         {
             "name": "p",
@@ -110,6 +110,8 @@ def test_every_misspelt_key_is_answered_with_the_nearest_right_one(kind: str) ->
         ("data.documents.files", [{"path": "x", "domain": "worked"}], "there is no 'worked'"),
         ("stages.0.mixture", {s: {"share": 0.5, "domains": {"worked": 1}} for s in "ab"}, "name it once"),
         ("model.preset", "picco", "'pico'"),
+        ("model.vocab_size", 256, "no room for the 512 rows"),
+        ("stages.1.last", 9, "more than the 2"),
         ("model.hidden_sise", 3, "'hidden_size'"),
         ("model.hidden_size", 33.5, "hidden_size"),
         ("name", "../x", "folder name"),
@@ -156,3 +158,28 @@ def test_going_on_from_before_a_merge_is_refused() -> None:
         recipe_from(values)
     again["start"] = "weights"
     assert recipe_from(values).stages[2].start == "weights"
+
+
+def test_a_domain_that_no_source_gives_is_named_before_the_run() -> None:
+    values = copy.deepcopy(BASE)
+    values["stages"][0]["mixture"] = {"reasoning": {"share": 1.0, "domains": {"math": 1}}}
+    with pytest.raises(UsageError, match=r"stages\.p\.mixture\.reasoning\.domains\.math: has no text"):
+        recipe_from(values)
+    values["data"]["documents"]["files"] = [{"path": "sums.txt", "domain": "math"}]
+    assert recipe_from(values).stages[0].mixture["reasoning"].domains == {"math": 1}
+
+
+def test_paths_are_meant_from_the_recipes_folder_wherever_it_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = copy.deepcopy(BASE)
+    values["data"]["documents"]["files"] = [{"path": "texts", "domain": "math"}]
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(values))
+    monkeypatch.chdir(tmp_path.parent)
+    recipe = load_recipe(Path(tmp_path.name) / "own.yaml")
+    assert recipe.data.documents.files[0].path == str(tmp_path / "texts")
+    assert recipe_from(yaml.safe_load(resolved(recipe))) == recipe
+
+
+def test_a_key_given_twice_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "twice.yaml").write_text(yaml.safe_dump(BASE) + "seed: 0\nseed: 1\n")
+    with pytest.raises(UsageError, match=r"twice\.yaml: seed: is given twice, in lines \d+ and \d+"):
+        load_recipe(tmp_path / "twice.yaml")

@@ -61,10 +61,14 @@ def nothing_to_train(conversation: Conversation) -> UserError:
 
 
 def check_conversations(path: str | Path) -> None:
-    """Raise `UserError` for the first conversation of a file that cannot be trained on, without a tokenizer."""
+    """Raise `UserError` for the first conversation of a file that cannot be trained on, or for none at all; needs no tokenizer."""
+    found = False
     for conversation in read_conversations(path):
+        found = True
         if not any(segment.trained for segment in render_segments(conversation.messages, conversation.thinking)):
             raise nothing_to_train(conversation)
+    if not found:
+        raise UserError(f'{path}: holds no conversation; write lines of {{"messages": [...]}}, or take it out of the recipe')
 
 
 def prompt_ids(messages: Sequence[Message], tokenizer: ChatTokenizer, thinking: bool = False) -> list[int]:

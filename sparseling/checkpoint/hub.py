@@ -30,6 +30,8 @@ def resolve(model: str | Path, weights: bool = True) -> Path:
         raise UserError(f"{name}: is a file; give the folder with config.json and the safetensors files")
     if name in PRESETS:
         raise UserError(f"{name}: is a preset, a shape without weights; give a folder, or a hub id such as inclusionAI/Ling-mini-2.0")
+    if folder.parent.is_dir() and str(folder.parent) != ".":
+        raise UserError(f"{name}: no such folder; check the path")
     if not HUB_ID.fullmatch(name):
         raise UserError(f"{name}: no such folder, and not a hub id such as inclusionAI/Ling-mini-2.0; check the path")
     return download(name, weights)

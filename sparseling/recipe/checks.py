@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ..checkpoint.decay import merge_weights
 from ..data.mixture import build_mixture
-from ..data.sources import DOMAINS, SOURCES
+from ..data.sources import DOMAINS, SOURCES, select
 from ..errors import UsageError, UserError, nearest
 from .keys import TEXT_DOMAINS, Data, Eval, Merge, Pretrain, Recipe, Sft, Stage
 
@@ -17,14 +17,20 @@ Trained = Pretrain | Sft
 def check_recipe(recipe: Recipe) -> None:
     """Raise `UsageError` for the first rule that a recipe breaks, naming the key and the mend."""
     check_data(recipe.data)
+    wanted = recipe.data.tokenizer
+    if wanted.folder is None and recipe.model.vocab_size < wanted.vocab_size:
+        raise UsageError(f"model.vocab_size: {recipe.model.vocab_size} has no room for the {wanted.vocab_size} rows of data.tokenizer; "
+                         "make them equal")
     if not recipe.stages or not isinstance(recipe.stages[0], (Pretrain, Sft)):
         raise UsageError("stages: the first stage must train (kind: pretrain)")
     context = recipe.model.max_position_embeddings
     for position, stage in enumerate(recipe.stages):
         before = recipe.stages[:position]
         where = f"stages.{stage.name}"
-        if stage.name in ("data", *(s.name for s in before)) or not stage.name.replace("-", "").replace("_", "").isalnum():
-            raise UsageError(f"{where}.name: '{stage.name}' is taken or no folder name; choose another of letters, digits and '-'")
+        if stage.name in ("data", *(s.name for s in before)):
+            raise UsageError(f"{where}.name: '{stage.name}' is taken; choose another")
+        if not stage.name.replace("-", "").replace("_", "").isalnum():
+            raise UsageError(f"{where}.name: '{stage.name}' cannot be a folder name; use letters, digits, '-' and '_'")
         if isinstance(stage, Pretrain):
             context = stage.max_position_embeddings or context
             check_pretrain(stage, where, before, recipe.data)
@@ -65,8 +71,10 @@ def check_pretrain(stage: Pretrain, where: str, before: Sequence[Stage], data: D
         for domain in side.domains:
             if domain not in DOMAINS:
                 raise UsageError(f"{where}.mixture.{side_name}.domains.{domain}: unknown domain; {nearest(domain, DOMAINS)}")
-        if side.share and side.domains.get("worked") and not (data.worked.bytes and data.worked.tasks):
-            raise UsageError(f"{where}.mixture.{side_name}.domains.worked: has no text; give data.worked tasks and bytes")
+        for domain, weight in side.domains.items():
+            if side.share and weight and domain not in domains_with_text(data):
+                mend = "give data.worked tasks and bytes" if domain == "worked" else "add a source of that domain or take it out"
+                raise UsageError(f"{where}.mixture.{side_name}.domains.{domain}: has no text; {mend}")
     try:
         build_mixture({name: dataclasses.asdict(side) for name, side in stage.mixture.items()}, dict.fromkeys(DOMAINS, 1), seed=0)
     except UsageError as error:
@@ -80,6 +88,14 @@ def check_pretrain(stage: Pretrain, where: str, before: Sequence[Stage], data: D
                              "use weights, or move the merge")
 
 
+def domains_with_text(data: Data) -> set[str]:
+    """The domains that some source of the recipe gives text for."""
+    documents = data.documents
+    found = {source.domain for source in (select(documents.preset) if documents.preset != "none" else ())}
+    found |= {file.domain for file in documents.files} | {dataset.domain for dataset in documents.huggingface}
+    return found | ({"worked"} if data.worked.bytes and data.worked.tasks else set())
+
+
 def check_merge(stage: Merge, where: str, trained: dict[str, Trained]) -> None:
     """The stage to merge is there, keeps snapshots, and the curve fits their number."""
     if not trained or (stage.of is not None and stage.of not in trained):
@@ -89,11 +105,13 @@ def check_merge(stage: Merge, where: str, trained: dict[str, Trained]) -> None:
         raise UsageError(f"stages.{source.name}.snapshots: 0 leaves nothing for {stage.name} to merge; set it, e.g. to 8")
     if stage.last is not None and stage.top is not None:
         raise UsageError(f"{where}.top: cannot be used together with last; leave one of them out")
-    merged = min(source.snapshots, stage.last or stage.top or source.snapshots)
+    for name, number in (("last", stage.last), ("top", stage.top)):
+        if number is not None and number > source.snapshots:
+            raise UsageError(f"{where}.{name}: {number} snapshots are more than the {source.snapshots} of {source.name}; lower it")
     try:
-        merge_weights(stage.decay or stage.curve, merged)
+        merge_weights(stage.decay or stage.curve, stage.last or stage.top or source.snapshots)
     except UserError as error:
-        raise UsageError(f"{where}.{'decay' if stage.decay else 'curve'}: {error}") from None
+        raise UsageError(f"{where}.{'decay' if stage.decay else 'curve'}: {str(error).removeprefix('curve: ')}") from None
 
 
 def check_eval(stage: Eval, where: str, before: Sequence[Stage]) -> None:

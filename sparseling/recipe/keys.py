@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..config import ModelConfig
+from ..config import PRESETS, ModelConfig
 from ..data.sources import DOMAINS
 from ..schema import describe, key
 
@@ -195,7 +195,7 @@ class Top:
     """Keys of the file itself; `model` and `stages` are read by functions of their own."""
 
     name: str = key("name of the run: its folder is runs/NAME")
-    model: dict[str, Any] = key("`preset`, and any field of the public config.json to change it")
+    model: dict[str, Any] = key(f"`preset` ({', '.join(PRESETS)}), and any field of the public config.json to change it")
     data: Data = key("text to tokens")
     stages: tuple[Any, ...] = key("list of stages, in order; each has a name and a kind: " + ", ".join(KINDS))
     seed: int = key("every random choice follows from it", 0, low=0)

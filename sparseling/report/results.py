@@ -224,7 +224,7 @@ def _interval(score: Score) -> str:
 
 def _sample_card(sample: Sample) -> str:
     verdict = tag("span", "✓ right" if sample.correct else "✗ wrong", class_="verdict")
-    head = tag("h3", escape(f"{label(sample.task)}, {MODES.get(sample.mode, sample.mode)} "), verdict)
+    head = tag("h3", verdict, escape(f" {label(sample.task)}, {MODES.get(sample.mode, sample.mode)}"))
     short = len(sample.thinking) <= OPEN_THINKING_CHARACTERS
     thinking = [details("Thinking", _quoted(sample.thinking), opened=short)] if sample.thinking else []
     answer = [tag("h4", "Answer"), _quoted(sample.answer or "(no answer)"), tag("h4", "Expected"), _quoted(sample.expected)]

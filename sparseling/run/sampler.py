@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UsageError, UserError
 
 GREEDY_BELOW = 1e-5  # dividing by less would leave the range of float32
 
@@ -23,7 +23,7 @@ GREEDY_BELOW = 1e-5  # dividing by less would leave the range of float32
 class Sampling:
     """How tokens are chosen. `temperature` 0 is greedy, `top_k` 0 and `top_p` 1 are off, `repetition_penalty` 1 is off.
 
-    The defaults are those of the published chat models. Raises `UserError` naming the key that is out of range.
+    The defaults are those of the published chat models. Raises `UsageError` naming the key that is out of range.
     """
 
     temperature: float = 0.7
@@ -36,19 +36,19 @@ class Sampling:
         for key in ("temperature", "top_p", "repetition_penalty"):
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise UserError(f"{key}: {value!r} is not a number; give one such as {getattr(Sampling, key)}")
+                raise UsageError(f"{key}: {value!r} is not a number; give one such as {getattr(Sampling, key)}")
         for key in ("top_k", "seed"):
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, int):
-                raise UserError(f"{key}: {value!r} is not a whole number; give one such as 0")
+                raise UsageError(f"{key}: {value!r} is not a whole number; give one such as 0")
             if value < 0:
-                raise UserError(f"{key}: {value} is negative; give 0 or more")
+                raise UsageError(f"{key}: {value} is negative; give 0 or more")
         if self.temperature < 0:
-            raise UserError(f"temperature: {self.temperature} is negative; give 0 (greedy) or more")
+            raise UsageError(f"temperature: {self.temperature} is negative; give 0 (greedy) or more")
         if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p: {self.top_p} is not above 0 and at most 1; 1 turns it off")
+            raise UsageError(f"top_p: {self.top_p} is not above 0 and at most 1; 1 turns it off")
         if self.repetition_penalty <= 0:
-            raise UserError(f"repetition_penalty: {self.repetition_penalty} is not above 0; 1 turns it off")
+            raise UsageError(f"repetition_penalty: {self.repetition_penalty} is not above 0; 1 turns it off")
 
 
 GREEDY = Sampling(temperature=0.0, top_p=1.0, top_k=0, repetition_penalty=1.0)

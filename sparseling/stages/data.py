@@ -40,10 +40,10 @@ def run(context: Context) -> dict[str, Any]:
         manifest = prepare_documents(spec, documents, prompts=evaluation_prompts(recipe), workers=recipe.threads)
         drop_stale(folder, manifest["hash"])
     write_worked(recipe.data.worked, documents, recipe.seed)
-    domains = [domain for domain in wanted_domains(recipe) if (documents / "train" / f"{domain}.jsonl").exists()]
+    domains = [domain for domain in wanted_domains(recipe) if file_bytes(documents / "train" / f"{domain}.jsonl")]
     missing = sorted(set(wanted_domains(recipe)) - set(domains))
     if missing:
-        raise UserError(f"data: the mixture uses {', '.join(missing)} but no source gives such text; add a source or take the domain out")
+        raise UserError(f"data: the mixture uses {', '.join(missing)} but no source gave such text; add a source or take the domain out")
     tokenizer = prepare_tokenizer(recipe.data.tokenizer, documents, domains, folder / "tokenizer")
     manifests = {split: write_splits(documents / split, domains, tokenizer, folder / "shards" / split) for split in SPLITS}
     return {
@@ -52,6 +52,11 @@ def run(context: Context) -> dict[str, Any]:
         "bytes": {split: {d: m["bytes"] for d, m in by_domain.items()} for split, by_domain in manifests.items()},
         "baseline_bits_per_byte": baselines(context, tokenizer, domains),
     }
+
+
+def file_bytes(path: Path) -> int:
+    """The size of a file, 0 when it is not there."""
+    return path.stat().st_size if path.exists() else 0
 
 
 def documents_spec(recipe: Recipe) -> DocumentsSpec:
@@ -156,7 +161,7 @@ def write_splits(documents: Path, domains: list[str], tokenizer: Tokenizer, fold
     manifests: dict[str, dict[str, Any]] = {}
     for domain in domains:
         path = documents / f"{domain}.jsonl"
-        if documents.name == "validation" and (not path.exists() or not path.stat().st_size):
+        if documents.name == "validation" and not file_bytes(path):
             say(f"warning: {domain} has no validation text; to have it measured raise data.documents.validation_share or add documents")
             continue
         write_shards(path, tokenizer, folder / domain)

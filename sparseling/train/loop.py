@@ -78,7 +78,7 @@ class StepResult:
     """Figures of one step, and what became of it."""
 
     loss: float
-    mtp_loss: float
+    mtp_loss: float | None
     z_loss: float
     grad_norm: float
     learning_rate: float
@@ -183,7 +183,7 @@ def run_step(model: LingForCausalLM, optimizer: torch.optim.AdamW, settings: Loo
         optimizer.step()
         if settings.bias_update_rate:
             update_bias(model.routers()[: len(counts)], counts, settings.bias_update_rate)
-    return StepResult(loss, mtp_loss, z_loss, grad_norm, rate, verdict, counts)
+    return StepResult(loss, mtp_loss if depths else None, z_loss, grad_norm, rate, verdict, counts)
 
 
 def refuse_endless_divergence(state: spikes.SpikeState, rule: spikes.SpikeRule, loss: float, step: int) -> None:
