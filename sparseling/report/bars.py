@@ -60,8 +60,9 @@ def change_bars(label: str, changes: Sequence[Change]) -> str:
             marks.append(tag("rect", class_=f"fill {colour}", x=share(start), y="4", width=share(end - start), height="12"))
         figures = f"{bits(item.before)} → {tag('b', bits(item.after))} {tag('small', f'{signed(value, 2)}{NARROW}%')}"
         rows.append(_row(item.label, tag("svg", *marks, class_="bar", aria_hidden="true"), figures))
-    axis = _axis([(scale.place(tick), f"{text}{NARROW}%") for tick, text in zip(scale.ticks, scale.labels, strict=True)])
-    return tag("ul", *rows, axis, class_="bars", aria_label=label)
+    shown = (scale.ticks[0], 0.0, scale.ticks[-1])  # the bars are narrow: more would run into each other
+    ticks = [(scale.place(tick), f"{text}{NARROW}%") for tick, text in zip(scale.ticks, scale.labels, strict=True) if tick in shown]
+    return tag("ul", *rows, _axis(ticks), class_="bars", aria_label=label)
 
 
 def length_bars(label: str, rows: Sequence[tuple[str, float, str]]) -> str:
@@ -81,7 +82,7 @@ def _row(label: str, picture: str, figures: str) -> str:
 
 def _axis(ticks: Sequence[tuple[float, str]]) -> str:
     texts = (
-        tag("text", escape(text), class_="tick x odd" if index % 2 else "tick x", x=share(place), y="12")
+        tag("text", escape(text), class_="tick x odd" if index % 2 and len(ticks) > 3 else "tick x", x=share(place), y="12")
         for index, (place, text) in enumerate(ticks)
     )
     cells = (tag("span", class_="label"), tag("svg", *texts, class_="bar"), tag("span", class_="value"))
