@@ -8,27 +8,60 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import reference
+from .choose import path_for
+from .library import as_weight, call, common, operand_dtype, pad, wants_gradient
+
 CHUNK_TOKENS = 1024
 
 
-def cross_entropy_sum(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy_sum(hidden: Tensor, head: Tensor, labels: Tensor, z_weight: float = 0.0) -> Tensor:
     """Same contract as `reference.cross_entropy_sum`; gradients are computed during the forward when any is wanted.
 
     hidden [tokens, hidden], head [vocab, hidden], labels [tokens] int64 with -100 for "not trained" (such rows cost nothing).
     Returns the sum in nats, a float32 scalar.
     """
+    path = path_for(hidden)
+    if path == "reference":
+        return reference.cross_entropy_sum(hidden, head, labels, z_weight)
     valid = torch.nonzero(labels >= 0).squeeze(1)
     if len(valid) < len(labels):
         hidden, labels = hidden.index_select(0, valid), labels.index_select(0, valid)
-    return ChunkedCrossEntropy.apply(hidden, head, labels)
+    if path == "cpu":
+        hidden = hidden.to(operand_dtype(hidden))
+        return CpuCrossEntropy.apply(hidden, as_weight(head, hidden), labels, z_weight, wants_gradient(hidden, head))
+    return ChunkedCrossEntropy.apply(hidden, head.to(hidden.dtype), labels, z_weight, wants_gradient(hidden, head))
+
+
+class CpuCrossEntropy(torch.autograd.Function):
+    """The C++ kernel behind `cross_entropy_sum`; all labels valid."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor, z_weight: float, needs_grad: bool) -> Tensor:
+        x, weight = pad(hidden, 1), pad(head, 1)
+        if out_of_range := ((labels < 0) | (labels >= len(head))).nonzero().flatten().tolist():
+            raise IndexError(f"label {int(labels[out_of_range[0]])} is outside the vocabulary of {len(head)}")
+        losses = torch.zeros(len(x), dtype=torch.float64)
+        grad_x = grad_head = None
+        if needs_grad:
+            grad_x, grad_head = torch.empty_like(x), torch.zeros_like(weight, dtype=torch.float32)
+        if len(x):
+            call("cross_entropy", *common(x, weight), *x.shape, len(head), x, weight, labels.contiguous(), float(z_weight), losses,
+                 grad_x, grad_head)
+        ctx.save_for_backward(grad_x, grad_head)
+        ctx.size, ctx.head_dtype = hidden.shape[1], head.dtype
+        return losses.sum().float()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return scaled_gradients(ctx, grads[0])
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """The autograd node behind `cross_entropy_sum`; all labels valid."""
+    """The PyTorch path behind `cross_entropy_sum`; all labels valid."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
-        needs_grad = hidden.requires_grad or head.requires_grad
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor, z_weight: float, needs_grad: bool) -> Tensor:
         grad_hidden = torch.empty_like(hidden) if needs_grad else None
         grad_head = torch.zeros_like(head, dtype=torch.float32) if needs_grad else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
@@ -36,18 +69,23 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             rows, wanted = hidden[start:start + CHUNK_TOKENS], labels[start:start + CHUNK_TOKENS, None]
             logits = F.linear(rows, head).float()                            # [chunk, vocab]
             log_norm = logits.logsumexp(dim=-1, keepdim=True)
-            total += (log_norm - logits.gather(1, wanted)).sum()
+            total += (log_norm - logits.gather(1, wanted) + z_weight * log_norm.square()).sum()
             if grad_hidden is not None and grad_head is not None:
-                grad_logits = logits.sub_(log_norm).exp_()
+                grad_logits = logits.sub_(log_norm).exp_().mul_(1 + 2 * z_weight * log_norm)
                 grad_logits.scatter_add_(1, wanted, grad_logits.new_full((1, 1), -1.0).expand(len(wanted), 1))
-                grad_logits = grad_logits.to(head.dtype)
+                grad_logits = grad_logits.to(hidden.dtype)
                 torch.mm(grad_logits, head, out=grad_hidden[start:start + CHUNK_TOKENS])
                 grad_head += torch.mm(grad_logits.t(), rows)
         ctx.save_for_backward(grad_hidden, grad_head)
-        ctx.head_dtype = head.dtype
+        ctx.size, ctx.head_dtype = hidden.shape[1], head.dtype
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_head = ctx.saved_tensors
-        return grad_hidden * grads[0].to(grad_hidden.dtype), (grad_head * grads[0]).to(ctx.head_dtype), None
+        return scaled_gradients(ctx, grads[0])
+
+
+def scaled_gradients(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients of the forward times that of the sum."""
+    grad_hidden, grad_head = (t[:, :ctx.size] for t in ctx.saved_tensors)
+    return grad_hidden * scale.item(), (grad_head * scale).to(ctx.head_dtype), None, None, None

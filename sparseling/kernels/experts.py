@@ -1,45 +1,130 @@
-"""Routed SwiGLU experts, tokens sorted by expert once, one matrix product per expert and projection.
-
-Dropless, no padding. Forward and backward are gathers and matrix products only (no atomic adds): the same input gives the
-same bits at a fixed thread count. The routing weight is folded into the backward where it is narrow, so that the unweighted
-expert outputs need not be kept.
-"""
+"""Routed SwiGLU experts, tokens sorted by expert once. Dropless, no padding; deterministic at a fixed thread count."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import reference
+from .choose import path_for
+from .library import as_weight, call, common, operand_dtype, pad, wants_gradient
+
 
 def experts(x: Tensor, expert_ids: Tensor, weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
     """Same contract as `reference.experts`: x [tokens, hidden] -> [tokens, hidden], fp32 combine in top-k order."""
-    return GroupedExperts.apply(x, expert_ids, weights, gate_up_proj, down_proj)
+    path = path_for(x)
+    if path == "cpu":
+        rows = x.to(operand_dtype(x))
+        keep = wants_gradient(rows, weights, gate_up_proj, down_proj)
+        stacked = (as_weight(gate_up_proj, rows), None, as_weight(down_proj, rows))
+        return CpuExperts.apply(rows, expert_ids, weights.float(), *stacked, keep).to(x.dtype)
+    if path == "reference":
+        return reference.experts(x, expert_ids, weights, gate_up_proj, down_proj)
+    return GroupedExperts.apply(x, expert_ids, weights.float(), gate_up_proj.to(x.dtype), down_proj.to(x.dtype))
 
 
-def group_by_expert(expert_ids: Tensor, num_experts: int) -> tuple[Tensor, list[tuple[int, int, int]]]:
-    """Sort the (token, slot) pairs by expert.
+def swiglu(x: Tensor, gate_proj: Tensor, up_proj: Tensor, down_proj: Tensor) -> Tensor:
+    """Same contract as `reference.swiglu`: one dense SwiGLU, x [..., hidden] -> same. On the C++ path: the one expert of every token."""
+    if path_for(x) == "cpu":
+        rows = x.reshape(-1, x.shape[-1]).to(operand_dtype(x))
+        ids, ones = torch.zeros(len(rows), 1, dtype=torch.int64), torch.ones(len(rows), 1)
+        keep = wants_gradient(rows, gate_proj, up_proj, down_proj)
+        projections = (as_weight(w, rows) for w in (gate_proj, up_proj, down_proj))
+        return CpuExperts.apply(rows, ids, ones, *projections, keep).to(x.dtype).view(x.shape)
+    return reference.swiglu(x, gate_proj, up_proj, down_proj)
 
-    expert_ids [tokens, k]. Returns `order` [tokens * k] (flat pair index in expert order, stable) and the non-empty
-    (expert, first, last) ranges of it.
+
+def sort_by_expert(expert_ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
+    """The (token, slot) pairs in expert order: `order` [tokens * k], flat pair indices (stable), and `ends` [experts] into it.
+
+    Raises `IndexError` for an id outside 0 .. num_experts - 1.
     """
     flat = expert_ids.reshape(-1)
-    order = torch.argsort(flat, stable=True)
-    ends = torch.bincount(flat, minlength=num_experts).cumsum(0).tolist()
-    starts = [0, *ends[:-1]]
-    return order, [(e, a, b) for e, (a, b) in enumerate(zip(starts, ends, strict=True)) if b > a]
+    counts = torch.bincount(flat, minlength=num_experts)                        # refuses negative ids
+    if len(counts) > num_experts:
+        raise IndexError(f"expert id {len(counts) - 1} is outside the {num_experts} experts")
+    # small integers sort several times faster, and the C++ wants int32 places
+    narrow = flat.to(torch.int16) if num_experts < 2**15 else flat
+    return torch.argsort(narrow, stable=True), counts.cumsum(0)
+
+
+class CpuExperts(torch.autograd.Function):
+    """The C++ kernel. `gate` holds gate and up rows [experts, 2 * width, hidden] when `up` is None; else it is one dense SwiGLU,
+    gate and up both [width, hidden]. `keep` what the backward needs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, expert_ids: Tensor, weights: Tensor, gate: Tensor, up: Tensor | None, down: Tensor,
+                keep: bool) -> Tensor:
+        num_experts = len(gate) if up is None else 1
+        order, ends = sort_by_expert(expert_ids, num_experts)
+        ctx.save_for_backward(x, order := order.int(), ends, weights, gate, up, down)
+        shape, tensors = prepared(x, weights, gate, up, down, order, ends)
+        padded = tensors[0]
+        ctx.gate_up = padded.new_empty(len(order), 2 * shape[-1]) if keep else None
+        out = torch.empty_like(padded)
+        call("experts_forward", *common(padded, tensors[4]), *shape, *tensors, ctx.gate_up, out)
+        return out[:, :x.shape[1]]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, order, ends, weights, gate, up, down = ctx.saved_tensors
+        shape, tensors = prepared(x, weights, gate, up, down, order, ends)
+        padded, _, _, scales, gates, _, downs, _ = tensors
+        hidden, width = shape[-2:]
+        grad_x, grad_weights = torch.empty_like(padded), torch.empty_like(scales)
+        grad_gates, grad_downs = torch.empty_like(gates), torch.empty_like(downs)
+        call("experts_backward", *common(padded, gates), *shape, *tensors, ctx.gate_up, pad(grads[0], 1), grad_x, grad_gates,
+             grad_gates.view(-1)[width * hidden:], grad_downs, grad_weights)
+        grad_gate, grad_up, grad_down = unprepared(grad_gates, grad_downs, gate, up, down)
+        return grad_x[:, :x.shape[1]], None, grad_weights, grad_gate, grad_up, grad_down, None
+
+
+def prepared(x: Tensor, weights: Tensor, gate: Tensor, up: Tensor | None, down: Tensor, order: Tensor,
+             ends: Tensor) -> tuple[tuple[int, ...], tuple[Any, ...]]:
+    """Sizes and arrays as the C functions take them, hidden and width padded to multiples of 32.
+
+    Gate and up become one array [experts, 2, width, hidden].
+    """
+    if up is None:
+        pairs = gate.view(len(gate), 2, -1, gate.shape[-1])
+        down_rows = down
+    else:
+        pairs, down_rows = torch.stack([gate, up])[None], down[None]
+    pairs, down_rows, x = pad(pairs, 2, 3), pad(down_rows, 1, 2), pad(x, 1)
+    num_experts, _, width, hidden = pairs.shape
+    shape = (len(x), weights.shape[1], num_experts, hidden, width)
+    return shape, (x, order, ends, weights.contiguous(), pairs, pairs.view(-1)[width * hidden:], down_rows, 2 * width * hidden)
+
+
+def unprepared(grad_pairs: Tensor, grad_down: Tensor, gate: Tensor, up: Tensor | None,
+               down: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Gradients in the shapes of the parameters."""
+    hidden = gate.shape[-1]
+    width = down.shape[-1]
+    pairs, rows = grad_pairs[:, :, :width, :hidden], grad_down[:, :hidden, :width]
+    if up is None:
+        return pairs.reshape(gate.shape), None, rows
+    return pairs[0, 0], pairs[0, 1], rows[0]
 
 
 class GroupedExperts(torch.autograd.Function):
-    """The autograd node behind `experts`."""
+    """PyTorch operations only: gathers, and one matrix product per expert and projection.
+
+    Forward and backward use no atomic adds. The routing weight is folded into the backward where it is narrow, so that the
+    unweighted expert outputs need not be kept.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, expert_ids: Tensor, weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
         num_experts, twice_width, hidden = gate_up_proj.shape
         tokens, k = expert_ids.shape
-        order, ranges = group_by_expert(expert_ids, num_experts)
+        order, ends = sort_by_expert(expert_ids, num_experts)
+        bounds = [0, *ends.tolist()]
+        ranges = [(e, a, b) for e, (a, b) in enumerate(pairwise(bounds)) if b > a]
         token_of_pair = torch.div(order, k, rounding_mode="floor")
         x_sorted = x.index_select(0, token_of_pair)                         # [pairs, hidden]
         gate_up = x.new_empty(len(order), twice_width)                      # [pairs, 2 * width]

@@ -1,14 +1,15 @@
-"""RMSNorm with the public cast order."""
+"""RMSNorm (L2 §2.1)."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..kernels.norm import rms_norm
 
 
 class RMSNorm(nn.Module):
-    """x * rsqrt(mean(x^2) + eps) in fp32, cast back to the dtype of x, then times the weight in that dtype (L2 §2.1)."""
+    """x * rsqrt(mean(x^2) + eps) * weight over the last dimension, in the dtype of x."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -16,4 +17,4 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.weight * F.rms_norm(x.float(), x.shape[-1:], None, self.eps).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)

@@ -77,12 +77,3 @@ def yarn_temperature(factor: float, scaling: dict[str, Any]) -> float:
     if scaling.get("mscale") and scaling.get("mscale_all_dim"):
         return scale(scaling["mscale"]) / scale(scaling["mscale_all_dim"])
     return scale(1.0)
-
-
-def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """Rotate the first `rotary_dim` elements of each head of x [batch, heads, seq, head_dim]; the rest passes unchanged."""
-    cos, sin = rotary.cos.unsqueeze(1), rotary.sin.unsqueeze(1)                      # [batch, 1, seq, rotary_dim]
-    turned, passed = x.split([cos.shape[-1], x.shape[-1] - cos.shape[-1]], dim=-1)
-    first, second = turned.chunk(2, dim=-1)
-    half_turned = torch.cat([-second, first], dim=-1)
-    return torch.cat([turned * cos + half_turned * sin, passed], dim=-1)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from ..kernels.linear import linear
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor) -> Routing:
         """x [tokens, hidden] in any dtype; the product and everything after it are fp32."""
-        logits = nn.functional.linear(x.float(), self.weight.float())            # [tokens, experts]
+        logits = linear(x.float(), self.weight.float())                          # [tokens, experts]
         scores = torch.sigmoid(logits)
         expert_ids = choose_experts(scores.detach() + self.expert_bias, self.groups, self.groups_kept, self.k)
         chosen = scores.gather(1, expert_ids)                                    # without the bias

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ModelConfig
-from .attention import Attention, attention_mask
+from .attention import Attention, Mask, build_mask, positions_in_documents
 from .cache import KVCache
+from .linear import Linear
 from .mlp import DenseMLP, MoE
 from .norm import RMSNorm
 from .rotary import Rotary, rotary_table
@@ -40,7 +41,7 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = DenseMLP(config.hidden_size, config.intermediate_size) if config.is_dense(layer) else MoE(config)
 
-    def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None, cache: KVCache | None) -> tuple[Tensor, Routing | None]:
+    def forward(self, x: Tensor, rotary: Rotary, mask: Mask, cache: KVCache | None) -> tuple[Tensor, Routing | None]:
         """x [batch, seq, hidden] -> same, and the routing of a MoE layer."""
         x = x + self.attention(self.input_layernorm(x), rotary, mask, cache)
         normed = self.post_attention_layernorm(x)
@@ -60,10 +61,10 @@ class MTPLayer(DecoderLayer):
         super().__init__(config, layer)
         self.enorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.hnorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.eh_proj = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
+        self.eh_proj = Linear(2 * config.hidden_size, config.hidden_size, bias=False)
         self.final_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def look_ahead(self, hidden: Tensor, embedded: Tensor, rotary: Rotary, mask: Tensor | None) -> tuple[Tensor, Routing]:
+    def look_ahead(self, hidden: Tensor, embedded: Tensor, rotary: Rotary, mask: Mask) -> tuple[Tensor, Routing]:
         """hidden, embedded [batch, seq, hidden] -> hidden of the next depth, and its routing."""
         x = self.eh_proj(torch.cat([self.enorm(embedded), self.hnorm(hidden)], dim=-1))
         x, routing = super().forward(x, rotary, mask, None)
@@ -84,14 +85,15 @@ class Ling(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, input_ids: Tensor, document_ids: Tensor | None = None, attention_mask_: Tensor | None = None,
-                position_ids: Tensor | None = None, cache: KVCache | None = None, with_mtp: bool = False) -> ModelOutput:
+                position_ids: Tensor | None = None, cache: KVCache | None = None, with_mtp: bool = False,
+                dtype: torch.dtype | None = None) -> ModelOutput:
         batch, seq = input_ids.shape
         cached = cache.length if cache is not None else 0
-        mask = attention_mask(batch, seq, cached, input_ids.device, document_ids, attention_mask_)
+        mask = build_mask(seq, cached, input_ids.device, document_ids, attention_mask_)
         if position_ids is None:
             position_ids = positions_in_documents(document_ids) if document_ids is not None else (
                 torch.arange(cached, cached + seq, device=input_ids.device).expand(batch, seq))
-        x = self.word_embeddings(input_ids)                                      # [batch, seq, hidden]
+        x = self.word_embeddings(input_ids).to(dtype)                            # [batch, seq, hidden]
         rotary = rotary_table(self.config, position_ids, x.dtype)
         out = ModelOutput(x)
         for layer in self.layers[: self.config.num_hidden_layers]:
@@ -105,13 +107,13 @@ class Ling(nn.Module):
             self.look_ahead(out, input_ids, rotary, mask)
         return out
 
-    def look_ahead(self, out: ModelOutput, input_ids: Tensor, rotary: Rotary, mask: Tensor | None) -> None:
+    def look_ahead(self, out: ModelOutput, input_ids: Tensor, rotary: Rotary, mask: Mask) -> None:
         """Fill in the MTP hidden states: ids shift left by one a depth (id 0 enters), positions stay."""
         hidden = out.hidden_states
         for layer in self.layers[self.config.num_hidden_layers:]:
             assert isinstance(layer, MTPLayer)
             input_ids = torch.cat([input_ids[:, 1:], torch.zeros_like(input_ids[:, :1])], dim=1)
-            hidden, routing = layer.look_ahead(hidden, self.word_embeddings(input_ids), rotary, mask)
+            hidden, routing = layer.look_ahead(hidden, self.word_embeddings(input_ids).to(hidden.dtype), rotary, mask)
             out.mtp_hidden_states.append(hidden)
             out.routing.append(routing)
 
@@ -123,16 +125,17 @@ class LingForCausalLM(nn.Module):
         super().__init__()
         self.config = config
         self.model = Ling(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.word_embeddings.weight
 
     def forward(self, input_ids: Tensor, document_ids: Tensor | None = None, attention_mask: Tensor | None = None,
-                position_ids: Tensor | None = None, cache: KVCache | None = None, with_mtp: bool = False) -> ModelOutput:
+                position_ids: Tensor | None = None, cache: KVCache | None = None, with_mtp: bool = False,
+                dtype: torch.dtype | None = None) -> ModelOutput:
         """input_ids [batch, seq]; document_ids [batch, seq] separates packed documents (attention and positions restart);
         attention_mask [batch, cached + seq], 0 = padding; position_ids [batch, seq] overrides the positions; `cache` is read and
-        extended; `with_mtp` also runs the MTP layers (full sequences only)."""
-        return self.model(input_ids, document_ids, attention_mask, position_ids, cache, with_mtp)
+        extended; `with_mtp` also runs the MTP layers (full sequences only); `dtype` of the activations, None = that of the parameters."""
+        return self.model(input_ids, document_ids, attention_mask, position_ids, cache, with_mtp, dtype)
 
     def logits(self, hidden_states: Tensor) -> Tensor:
         """hidden_states [..., hidden] -> float32 logits [..., vocab]; the product is in the model's dtype."""
@@ -141,14 +144,6 @@ class LingForCausalLM(nn.Module):
     def routers(self) -> list[Router]:
         """The routers in the order of `ModelOutput.routing`."""
         return [layer.mlp.gate for layer in self.model.layers if isinstance(layer.mlp, MoE)]
-
-
-def positions_in_documents(document_ids: Tensor) -> Tensor:
-    """Position of each token within its document: [batch, seq] ids that are constant within a document -> [batch, seq]."""
-    index = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
-    starts = torch.ones_like(document_ids, dtype=torch.bool)
-    starts[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
-    return index - torch.where(starts, index, 0).cummax(dim=1).values
 
 
 def initialize(model: LingForCausalLM, seed: int) -> LingForCausalLM:

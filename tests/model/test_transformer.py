@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from sparseling.config import preset
+from sparseling.kernels.reference import rotate
+from sparseling.model.attention import positions_in_documents
 from sparseling.model.cache import KVCache
-from sparseling.model.rotary import Rotary, frequencies_of, rotary_table, rotate
-from sparseling.model.transformer import LingForCausalLM, initialize, positions_in_documents
+from sparseling.model.rotary import Rotary, frequencies_of, rotary_table
+from sparseling.model.transformer import LingForCausalLM, initialize
 
 
 def small(**changes: object) -> LingForCausalLM:
@@ -90,7 +92,7 @@ def test_rotation_turns_pairs_by_position_times_frequency_and_passes_the_rest() 
     config = preset("pico").replace(head_dim=16)
     x = torch.randn(1, 2, 5, 16, generator=torch.Generator().manual_seed(0))
     table = rotary_table(config, torch.arange(5)[None], torch.float32)
-    y = rotate(x, table).double()
+    y = rotate(x, table.cos, table.sin).double()
     for position in range(5):
         for i in range(4):
             angle = position * config.rope_theta ** (-2 * i / 8)

@@ -10,6 +10,7 @@ import torch
 
 from sparseling.config import preset
 from sparseling.errors import UserError
+from sparseling.model.attention import Mask
 from sparseling.model.transformer import LingForCausalLM
 from sparseling.run import generate as generate_module
 from sparseling.run.generate import PrefixCache, generate, stream
@@ -204,10 +205,10 @@ def test_without_padding_no_mask_is_built_and_the_cache_has_the_dtype_of_the_mod
     hook = model.model.layers[0].attention.register_forward_pre_hook(note_arguments)
     generate(model, some_prompts(8, [9]), 5)
     generate(model, some_prompts(8, [9, 9]), 5)
-    assert len(masks) == 10 and all(mask is None for mask in masks)
+    assert len(masks) == 10 and all(mask == Mask() for mask in masks)
     generate(model, some_prompts(8, [9, 8]), 2)
     hook.remove()
-    assert masks[-1].shape == (2, 1, 1, 10) and caches[-1].keys.dtype == torch.float32
+    assert masks[-1].allowed.shape == (2, 1, 1, 10) and caches[-1].keys.dtype == torch.float32
     half = copy.deepcopy(model).bfloat16()
     prefix = PrefixCache()
     assert len(list(stream(half, [1, 2, 3], 4, prefix=prefix))) == 4

@@ -1,0 +1,49 @@
+"""Which code runs an operation: the one place where that is decided, at call time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .library import CODES, load_library
+
+Path = Literal["cpu", "torch", "reference"]
+_forced: list[Path] = []
+
+
+def path_for(x: Tensor) -> Path:
+    """"cpu": the C++ kernels, for fp32 and bf16 tensors of a CPU that has them. "torch": PyTorch
+    operations, everywhere else."""
+    if _forced and _forced[-1] != "cpu":
+        return _forced[-1]
+    return "cpu" if x.device.type == "cpu" and x.dtype in CODES and load_library()[0] is not None else "torch"
+
+
+@contextmanager
+def forced_path(path: Path) -> Iterator[None]:
+    """Use one path within the block, where it can run: what benchmarks and tests compare. "reference" is the definition, slow."""
+    _forced.append(path)
+    try:
+        yield
+    finally:
+        _forced.pop()
+
+
+def default_training_dtype(device: str = "cpu") -> torch.dtype:
+    """bf16 where it is multiplied in hardware, fp32 elsewhere."""
+    if device != "cpu":
+        return torch.bfloat16
+    library, _ = load_library()
+    return torch.bfloat16 if library is not None and library.multiplies_bf16 else torch.float32
+
+
+def describe() -> str:
+    """Which path CPU tensors take, and why: one line for people."""
+    library, reason = load_library()
+    if library is None:
+        return f"kernels: plain PyTorch, slower ({reason})"
+    return f"kernels: {reason}, {torch.get_num_threads()} threads"
