@@ -6,6 +6,7 @@
 #include "experts.h"
 #include "linear.h"
 #include "norm.h"
+#include "route.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -56,6 +57,15 @@ EXPORT void sparseling_experts_backward(i64 dtype, i64 weight_dtype, i64 threads
     const Experts<T, W> p{tokens, k, experts, hidden, width, (const T*)x, order, ends, weights, (const W*)gate, (const W*)up, (const W*)down, gate_stride};
     experts_backward(p, (const T*)gate_up, (const T*)grad_out, (T*)grad_x, ExpertGrads<W>{(W*)grad_gate, (W*)grad_up, (W*)grad_down, grad_weights}, threads);
   });
+}
+
+EXPORT void sparseling_choose_experts(i64 threads, i64 tokens, i64 experts, i64 groups, i64 kept, i64 k, const float* scores, i64* ids) {
+  choose_experts(scores, tokens, experts, groups, kept, k, ids, (int)threads);
+}
+
+// *out_of_range: place of the first id outside 0 .. experts - 1, or -1
+EXPORT void sparseling_sort_by_expert(i64 pairs, i64 experts, const i64* ids, i32* order, i64* ends, i64* out_of_range) {
+  *out_of_range = sort_by_expert(ids, pairs, experts, order, ends);
 }
 
 // x [m, k], w [n, k], y [m, n]

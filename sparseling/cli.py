@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__
+from .arguments import above_zero, names, positive
+from .bench.options import add_subcommands
 from .errors import UsageError, UserError
 
 DESCRIPTION = """The Ling 2.0 recipe made whole: from raw text to a small sparse mixture-of-experts
@@ -129,30 +131,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     report = verb("report", "write report.html of a run again", "sparseling report runs/laptop", report_verb)
     report.add_argument("run", metavar="RUN", help="run folder")
+
+    bench = verb("bench", "measure the speed of training on this machine, beside others", "sparseling bench train --json", None)
+    add_subcommands(bench)
     return parser
-
-
-def positive(text: str) -> int:
-    """A whole number of 1 or more, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")
-    return int(text)
-
-
-def above_zero(text: str) -> float:
-    """A number above 0, for argparse."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
-    return value
-
-
-def names(text: str) -> list[str]:
-    """Names with commas between, for argparse."""
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:

@@ -28,6 +28,7 @@ from .recipe import Eval, Merge, Pretrain, Recipe, Sft, Stage, plain, resolved
 from .stages.context import Context
 
 Run = Callable[[Context], dict[str, Any]]
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def run_recipe(recipe: Recipe, run_folder: Path, until: str | None = None) -> Path | None:
@@ -52,11 +53,13 @@ def run_stages(recipe: Recipe, run_folder: Path, until: str | None) -> Path | No
     with write_aside(run_folder / "recipe.yaml") as stream:
         stream.write(resolved(recipe))
     machine = machine_of(run_folder, recipe)
+    say(f"{machine['kernels']}, {machine['precision']}")
     inputs = {stage.name: files_read_by(stage) for stage in recipe.stages} | {"data": tokenizer_files(recipe)}
     check_files(run_folder, inputs)
     worked = False
     for position, (name, own_hash, function) in enumerate(plan):
-        context = Context(recipe, run_folder, name, tuple(n for n, _, _ in plan[:position]), machine["matmul_peak_flops"])
+        context = Context(recipe, run_folder, name, tuple(n for n, _, _ in plan[:position]), machine["matmul_peak_flops"],
+                          DTYPES[machine["precision"]])
         worked |= run_stage(context, own_hash, inputs[name], function)
         if name == until:
             return None
@@ -141,7 +144,7 @@ def stage_hash(recipe: Recipe, stage: Stage, before: str) -> str:
     """Hash of all that a stage's result depends on: its settings, the model, seed and threads, and the stage before it."""
     return hash_of({
         "stage": plain(dataclasses.asdict(stage)), "model": plain(dataclasses.asdict(recipe.model)), "seed": recipe.seed,
-        "threads": recipe.threads, "before": before,
+        "threads": recipe.threads, "precision": recipe.precision, "before": before,
     })
 
 
@@ -193,19 +196,23 @@ def refuse_too_large(recipe: Recipe) -> None:
 
 
 def machine_of(run_folder: Path, recipe: Recipe) -> dict[str, Any]:
-    """What the run runs on, measured once and kept: processor, threads, memory, versions, matmul peak in FLOP/s."""
+    """What the run runs on, found out once and kept: processor, threads, memory, versions, precision, matmul peak in FLOP/s."""
     path = run_folder / "machine.json"
     if path.exists():
         machine: dict[str, Any] = read_json(path)
-        if machine["threads"] == recipe.threads:
+        if machine["threads"] == recipe.threads and recipe.precision in ("auto", machine["precision"]):
             return machine
+    from .kernels.choose import default_training_dtype, describe
     from .train.metrics import matmul_peak_flops
+
+    dtype = default_training_dtype() if recipe.precision == "auto" else DTYPES[recipe.precision]
 
     machine = {
         "processor": processor_name(), "cores": os.cpu_count(), "threads": recipe.threads,
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": f"{platform.system()} {platform.machine()}", "python": platform.python_version(), "torch": torch.__version__,
-        "sparseling": __version__, "matmul_peak_flops": round(matmul_peak_flops(recipe.threads)),
+        "sparseling": __version__, "precision": next(name for name, each in DTYPES.items() if each == dtype), "kernels": describe(),
+        "matmul_peak_flops": round(matmul_peak_flops(recipe.threads, dtype)),
         "started": time.strftime("%Y-%m-%d %H:%M %Z"),
     }
     write_json(path, machine)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import reference
+from . import cuda, reference
 from .choose import path_for
 from .library import call, common, operand_dtype, pad
 
@@ -26,6 +26,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
     if path == "cpu" and mask is None and queries > 1:
         q, k, v = (t.to(operand_dtype(query)) for t in (query, key, value))
         return CpuAttention.apply(q, k, v, first_key, math.sqrt(query.shape[-1])).to(query.dtype)
+    if path == "cuda" and mask is None and first_key is not None and queries == keys:
+        return cuda.attention(query, key, value, first_key)
     if mask is None and first_key is None and queries in (1, keys):
         return F.scaled_dot_product_attention(query, key, value, is_causal=queries > 1, enable_gqa=True)
     if mask is None:

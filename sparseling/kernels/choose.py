@@ -11,15 +11,17 @@ from torch import Tensor
 
 from .library import CODES, load_library
 
-Path = Literal["cpu", "torch", "reference"]
+Path = Literal["cpu", "cuda", "torch", "reference"]
 _forced: list[Path] = []
 
 
 def path_for(x: Tensor) -> Path:
     """"cpu": the C++ kernels, for fp32 and bf16 tensors of a CPU that has them. "torch": PyTorch
-    operations, everywhere else."""
-    if _forced and _forced[-1] != "cpu":
+    operations, everywhere else. "cuda": for bf16 on a CUDA device."""
+    if _forced and _forced[-1] in ("torch", "reference"):
         return _forced[-1]
+    if x.is_cuda:
+        return "cuda" if x.dtype == torch.bfloat16 else "torch"
     return "cpu" if x.device.type == "cpu" and x.dtype in CODES and load_library()[0] is not None else "torch"
 
 

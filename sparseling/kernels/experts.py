@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import reference
+from . import cuda, reference
 from .choose import path_for
 from .library import as_weight, call, common, operand_dtype, pad, wants_gradient
+from .route import sort_by_expert
 
 
 def experts(x: Tensor, expert_ids: Tensor, weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
@@ -22,6 +23,8 @@ def experts(x: Tensor, expert_ids: Tensor, weights: Tensor, gate_up_proj: Tensor
         keep = wants_gradient(rows, weights, gate_up_proj, down_proj)
         stacked = (as_weight(gate_up_proj, rows), None, as_weight(down_proj, rows))
         return CpuExperts.apply(rows, expert_ids, weights.float(), *stacked, keep).to(x.dtype)
+    if path == "cuda" and cuda.can_group(x, gate_up_proj):
+        return cuda.experts(x, expert_ids, weights.float(), gate_up_proj, down_proj)
     if path == "reference":
         return reference.experts(x, expert_ids, weights, gate_up_proj, down_proj)
     return GroupedExperts.apply(x, expert_ids, weights.float(), gate_up_proj.to(x.dtype), down_proj.to(x.dtype))
@@ -38,20 +41,6 @@ def swiglu(x: Tensor, gate_proj: Tensor, up_proj: Tensor, down_proj: Tensor) -> 
     return reference.swiglu(x, gate_proj, up_proj, down_proj)
 
 
-def sort_by_expert(expert_ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
-    """The (token, slot) pairs in expert order: `order` [tokens * k], flat pair indices (stable), and `ends` [experts] into it.
-
-    Raises `IndexError` for an id outside 0 .. num_experts - 1.
-    """
-    flat = expert_ids.reshape(-1)
-    counts = torch.bincount(flat, minlength=num_experts)                        # refuses negative ids
-    if len(counts) > num_experts:
-        raise IndexError(f"expert id {len(counts) - 1} is outside the {num_experts} experts")
-    # small integers sort several times faster, and the C++ wants int32 places
-    narrow = flat.to(torch.int16) if num_experts < 2**15 else flat
-    return torch.argsort(narrow, stable=True), counts.cumsum(0)
-
-
 class CpuExperts(torch.autograd.Function):
     """The C++ kernel. `gate` holds gate and up rows [experts, 2 * width, hidden] when `up` is None; else it is one dense SwiGLU,
     gate and up both [width, hidden]. `keep` what the backward needs."""
@@ -61,7 +50,7 @@ class CpuExperts(torch.autograd.Function):
                 keep: bool) -> Tensor:
         num_experts = len(gate) if up is None else 1
         order, ends = sort_by_expert(expert_ids, num_experts)
-        ctx.save_for_backward(x, order := order.int(), ends, weights, gate, up, down)
+        ctx.save_for_backward(x, order, ends, weights, gate, up, down)
         shape, tensors = prepared(x, weights, gate, up, down, order, ends)
         padded = tensors[0]
         ctx.gate_up = padded.new_empty(len(order), 2 * shape[-1]) if keep else None
@@ -122,8 +111,9 @@ class GroupedExperts(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, expert_ids: Tensor, weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
         num_experts, twice_width, hidden = gate_up_proj.shape
         tokens, k = expert_ids.shape
-        order, ends = sort_by_expert(expert_ids, num_experts)
-        bounds = [0, *ends.tolist()]
+        flat = expert_ids.reshape(-1)
+        order = torch.argsort(flat, stable=True)
+        bounds = [0, *torch.bincount(flat, minlength=num_experts).cumsum(0).tolist()]
         ranges = [(e, a, b) for e, (a, b) in enumerate(pairwise(bounds)) if b > a]
         token_of_pair = torch.div(order, k, rounding_mode="floor")
         x_sorted = x.index_select(0, token_of_pair)                         # [pairs, hidden]

@@ -7,16 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import reference
+from . import cuda, reference
 from .choose import path_for
 from .library import call, common, operand_dtype, pad
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Same contract as `reference.rms_norm`: x [..., size], weight [size] -> like x."""
-    if path_for(x) == "cpu":
+    path = path_for(x)
+    if path == "cpu":
         rows = x.reshape(-1, x.shape[-1]).to(operand_dtype(x))
         return CpuRMSNorm.apply(rows, weight, eps).to(x.dtype).view(x.shape)
+    if path == "cuda":
+        return cuda.rms_norm(x, weight, eps)
     return reference.rms_norm(x, weight, eps)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import reference
+from . import cuda, reference
 from .choose import path_for
 from .library import call, common, operand_dtype, pad
 
@@ -15,7 +15,10 @@ from .library import call, common, operand_dtype, pad
 def query_key_value(rows: Tensor, heads: int, kv_heads: int, norms: tuple[Tensor, Tensor] | None, cos: Tensor, sin: Tensor,
                     eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Same contract as `reference.query_key_value`: rows [batch, seq, (heads + 2 kv_heads) * head_dim] -> q, k, v by head."""
-    if path_for(rows) != "cpu":
+    path = path_for(rows)
+    if path == "cuda":
+        return cuda.query_key_value(rows, heads, kv_heads, norms, cos, sin, eps)
+    if path != "cpu":
         return reference.query_key_value(rows, heads, kv_heads, norms, cos, sin, eps)
     batch, seq, _ = rows.shape
     by_head = rows.view(batch * seq, heads + 2 * kv_heads, -1).to(operand_dtype(rows))

@@ -23,6 +23,21 @@ def swiglu(x: Tensor, gate_proj: Tensor, up_proj: Tensor, down_proj: Tensor) -> 
     return linear(F.silu(linear(x, gate_proj)) * linear(x, up_proj), down_proj)
 
 
+def choose_experts(biased_scores: Tensor, groups: int, groups_kept: int, k: int) -> Tensor:
+    """Ids [tokens, k] of the best experts, best first, of the best groups; a group's score is the sum of its two best experts.
+
+    biased_scores [tokens, experts]. Rejected groups get -inf, not 0: biased scores may be negative.
+    """
+    if groups > 1:
+        tokens, experts = biased_scores.shape
+        grouped = biased_scores.view(tokens, groups, experts // groups)
+        group_scores = grouped.topk(2, dim=-1).values.sum(dim=-1)                # [tokens, groups]
+        kept = group_scores.topk(groups_kept, dim=-1, sorted=False).indices
+        rejected = torch.ones_like(group_scores, dtype=torch.bool).scatter_(1, kept, False)
+        biased_scores = grouped.masked_fill(rejected.unsqueeze(-1), float("-inf")).view(tokens, experts)
+    return biased_scores.topk(k, dim=-1).indices
+
+
 def experts(x: Tensor, expert_ids: Tensor, weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
     """Routed SwiGLU experts: `sum_j weights[t, j] * E_{expert_ids[t, j]}(x[t])`, summed in fp32, in the dtype of `x`.
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..kernels.linear import linear
+from ..kernels.route import choose_experts
 
 
 @dataclass(frozen=True)
@@ -52,18 +53,3 @@ class Router(nn.Module):
         if self.k > 1:
             chosen = chosen / (chosen.sum(dim=-1, keepdim=True) + 1e-20)
         return Routing(logits, expert_ids, chosen * self.scale)
-
-
-def choose_experts(biased_scores: Tensor, groups: int, groups_kept: int, k: int) -> Tensor:
-    """Ids [tokens, k] of the best experts, best first, of the best groups; a group's score is the sum of its two best experts.
-
-    biased_scores [tokens, experts]. Rejected groups get -inf, not 0: biased scores may be negative.
-    """
-    if groups > 1:
-        tokens, experts = biased_scores.shape
-        grouped = biased_scores.view(tokens, groups, experts // groups)
-        group_scores = grouped.topk(2, dim=-1).values.sum(dim=-1)                # [tokens, groups]
-        kept = group_scores.topk(groups_kept, dim=-1, sorted=False).indices
-        rejected = torch.ones_like(group_scores, dtype=torch.bool).scatter_(1, kept, False)
-        biased_scores = grouped.masked_fill(rejected.unsqueeze(-1), float("-inf")).view(tokens, experts)
-    return biased_scores.topk(k, dim=-1).indices

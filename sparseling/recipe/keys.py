@@ -188,6 +188,7 @@ class Recipe:
     stages: tuple[Stage, ...]
     seed: int = 0
     threads: int = 2
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +201,8 @@ class Top:
     stages: tuple[Any, ...] = key("list of stages, in order; each has a name and a kind: " + ", ".join(KINDS))
     seed: int = key("every random choice follows from it", 0, low=0)
     threads: int = key("CPU threads; weights are bit-exact for a fixed number", os.cpu_count() or 1, low=1)
+    precision: Literal["auto", "bf16", "fp32"] = key(
+        "activations in training; weights and optimiser are fp32 always. auto: bf16 where the CPU multiplies it", "auto")
 
 
 def document_keys() -> str:

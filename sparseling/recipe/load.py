@@ -69,7 +69,8 @@ def recipe_from(values: Any) -> Recipe:
     top = parse(Top, values, "")
     check_name(top.name, "name")
     stages = tuple(stage_from(values, position) for position, values in enumerate(top.stages))
-    recipe = Recipe(name=top.name, model=model_from(top.model), data=top.data, stages=stages, seed=top.seed, threads=top.threads)
+    recipe = Recipe(name=top.name, model=model_from(top.model), data=top.data, stages=stages, seed=top.seed, threads=top.threads,
+                    precision=top.precision)
     check_recipe(recipe)
     return recipe
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..errors import UserError
 from ..files import read_json
 from ..recipe import Recipe
@@ -13,13 +15,15 @@ from ..recipe import Recipe
 
 @dataclass(frozen=True)
 class Context:
-    """One stage of one run. `before` names the finished stages in order; a stage with a model left it in `<stage>/model`."""
+    """One stage of one run. `before` names the finished stages in order; a stage with a model left it in `<stage>/model`. `dtype`
+    of the activations in training."""
 
     recipe: Recipe
     run_folder: Path
     name: str
     before: tuple[str, ...] = ()
     peak_flops: float = 0.0
+    dtype: torch.dtype = torch.float32
 
     @property
     def folder(self) -> Path:

@@ -32,7 +32,7 @@ def run(context: Context, stage: Pretrain) -> dict[str, Any]:
         warmup_steps=0 if stage.start == "continue" else stage.optimizer.warmup_steps, micro_batch_sequences=stage.micro_batch_sequences,
         loss_weights=LossWeights(stage.mtp_loss_weight, stage.router_z_loss_weight), bias_update_rate=stage.bias_update_rate,
         checkpoint_every=stage.checkpoint_every, snapshot_steps=snapshot_steps(len(steps), stage.snapshots) if stage.snapshots else (),
-        validate_every=stage.validate_every, peak_flops=context.peak_flops,
+        validate_every=stage.validate_every, peak_flops=context.peak_flops, dtype=context.dtype,
     )
 
     def batch_at(first_index: int, sequences: int) -> Batch:

@@ -29,7 +29,7 @@ def run(context: Context, stage: Sft) -> dict[str, Any]:
         warmup_steps=stage.optimizer.warmup_steps, micro_batch_sequences=stage.micro_batch_sequences,
         loss_weights=LossWeights(stage.mtp_loss_weight, stage.router_z_loss_weight), bias_update_rate=0.0,
         checkpoint_every=stage.checkpoint_every, snapshot_steps=snapshot_steps(steps, stage.snapshots) if stage.snapshots else (),
-        validate_every=stage.validate_every, peak_flops=context.peak_flops,
+        validate_every=stage.validate_every, peak_flops=context.peak_flops, dtype=context.dtype,
     )
 
     def batch_at(first_index: int, sequences: int) -> Batch:

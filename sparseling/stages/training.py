@@ -51,7 +51,7 @@ def validator(context: Context) -> Callable[[LingForCausalLM], dict[str, float]]
         scores = {}
         for domain, shards in texts.items():
             batches = validation_batches(shards, VALIDATION_ROWS, window, tokenizer.pad_id, most_windows)
-            score = bits_per_byte(model, batches, covered[domain].text_bytes)
+            score = bits_per_byte(model, batches, covered[domain].text_bytes, context.dtype)
             scores[domain] = round(covered[domain].with_first_tokens(score, model.config.vocab_size), 6)
         return scores
 

@@ -35,7 +35,8 @@ BatchAt = Callable[[int, int], Batch]  # (first sample index, sequences) -> batc
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """One stage of training. `step_sequences` is the batch size of every step; intervals are in steps, 0 = never (but at the end)."""
+    """One stage of training. `step_sequences` is the batch size of every step; intervals are in steps, 0 = never (but at the end);
+    `dtype` of the activations (weights and optimiser keep theirs)."""
 
     seed: int
     seq_length: int
@@ -50,6 +51,7 @@ class LoopSettings:
     snapshot_steps: tuple[int, ...] = ()
     validate_every: int = 0
     peak_flops: float = 0.0
+    dtype: torch.dtype = torch.float32
 
 
 @dataclass
@@ -164,7 +166,8 @@ def run_step(model: LingForCausalLM, optimizer: torch.optim.AdamW, settings: Loo
     loss = mtp_loss = z_loss = 0.0
     for start in range(0, len(batch.labels), settings.micro_batch_sequences):
         rows = slice(start, start + settings.micro_batch_sequences)
-        part = losses(model, batch.input_ids[rows], batch.labels[rows], batch.document_ids[rows], settings.loss_weights, valid)
+        part = losses(model, batch.input_ids[rows], batch.labels[rows], batch.document_ids[rows], settings.loss_weights, valid,
+                      settings.dtype)
         part.total.backward()
         counts += expert_counts(part.routing, config.num_experts)
         loss, mtp_loss, z_loss = loss + part.main / valid.main, mtp_loss + part.mtp, z_loss + part.router_z

@@ -76,10 +76,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def matmul_peak_flops(threads: int, size: int = 1024, seconds: float = 0.5) -> float:
-    """FLOP/s of the best fp32 [size, size] matrix product within `seconds`, at `threads` threads: the ceiling MFU is a share of."""
+def matmul_peak_flops(threads: int, dtype: torch.dtype = torch.float32, size: int = 1024, seconds: float = 0.5) -> float:
+    """FLOP/s of the best [size, size] matrix product within `seconds`, at `threads` threads: the ceiling that MFU is a share of."""
     torch.set_num_threads(threads)
-    a, b = torch.ones(size, size), torch.ones(size, size)
+    a, b = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
     best, start = float("inf"), time.perf_counter()
     while time.perf_counter() - start < seconds:
         before = time.perf_counter()

@@ -58,14 +58,16 @@ def count_valid(labels: Tensor, document_ids: Tensor, depths: int) -> Valid:
     return Valid(max(1, int((labels >= 0).sum())), deeper, labels.numel())
 
 
-def losses(model: LingForCausalLM, input_ids: Tensor, labels: Tensor, document_ids: Tensor, weights: LossWeights, valid: Valid) -> LossSums:
+def losses(model: LingForCausalLM, input_ids: Tensor, labels: Tensor, document_ids: Tensor, weights: LossWeights,
+           valid: Valid, dtype: torch.dtype | None = None) -> LossSums:
     """Loss of one micro-batch, scaled so that the sum over micro-batches is the step's loss. All tensors [batch, seq].
+    `dtype` of the activations, None = that of the weights.
 
     total = main / valid + mtp weight * mean over depths (sum / valid of the depth) + z weight * sum over layers of the token mean of
     logsumexp(router logits)^2.
     """
     depths = len(valid.mtp) if weights.mtp > 0 else 0
-    out = model(input_ids, document_ids=document_ids, with_mtp=depths > 0)
+    out = model(input_ids, document_ids=document_ids, with_mtp=depths > 0, dtype=dtype)
     head = model.lm_head.weight
     main = cross_entropy_sum(out.hidden_states.flatten(0, 1), head, labels.flatten())
     total = main / valid.main

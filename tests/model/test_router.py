@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from sparseling.config import preset
-from sparseling.model.router import Router, choose_experts
+from sparseling.kernels.route import choose_experts
+from sparseling.model.router import Router
 
 
 def brute_force(biased: np.ndarray, groups: int, kept: int, k: int) -> set[int]:

@@ -1,0 +1,121 @@
+"""The verb `bench` on the command line. Nothing here imports torch: starting the program must stay fast."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..arguments import names, positive, positives
+from ..errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from .shapes import Shape
+
+EXAMPLES = {
+    "train": "sparseling bench train --steps 5 --json",
+    "experts": "sparseling bench experts --experts 8,64,256 --peer",
+    "growth": "sparseling bench growth --axis experts --out plots",
+}
+
+
+def add_subcommands(parser: argparse.ArgumentParser) -> None:
+    """`train`, `experts` and `growth` with their options."""
+    subcommands = parser.add_subparsers(title="what to measure", metavar="WHAT", required=True)
+
+    def subcommand(name: str, help: str, function: object) -> argparse.ArgumentParser:
+        sub = subcommands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", epilog=f"Example: {EXAMPLES[name]}")
+        sub.set_defaults(function=function)
+        return sub
+
+    train = subcommand("train", "a whole training step: ours, on PyTorch operations, dense, and transformers", train_verb)
+    add_shape_options(train, sequences=16)
+    train.add_argument("--only", type=names, metavar="NAME,...", help="of ours, reference, dense, transformers (default: all)")
+    add_run_options(train, ["bf16", "fp32"], steps=5)
+
+    experts = subcommand("experts", "the expert layer alone, against the number of experts", experts_verb)
+    experts.add_argument("--experts", type=positives, default=[8, 16, 32, 64, 128, 256], metavar="N,...",
+                         help="numbers of experts (default 8,16,32,64,128,256)")
+    for option, default, what in (("tokens", 8192, "tokens"), ("hidden", 512, "hidden size"), ("width", 128, "width of one expert"),
+                                  ("top-k", 8, "experts that a token goes to")):
+        experts.add_argument(f"--{option}", type=positive, default=default, metavar="N", help=f"{what} (default {default})")
+    experts.add_argument("--peer", action="store_true", help="also on torch.nn.functional.grouped_mm")
+    add_run_options(experts, ["bf16", "fp32", "mixed"], steps=5)
+
+    growth = subcommand("growth", "the time of our training step as one thing grows", growth_verb)
+    growth.add_argument("--axis", default="all", help="experts, tokens, depth, width, length, or all (default all)")
+    growth.add_argument("--values", type=positives, metavar="N,...", help="where to measure, for one axis (default: the usual places)")
+    growth.add_argument("--out", type=Path, metavar="FOLDER", help="write an SVG picture of each curve here")
+    add_shape_options(growth, sequences=32)
+    add_run_options(growth, ["bf16", "fp32"], steps=3)
+
+
+def add_shape_options(parser: argparse.ArgumentParser, sequences: int) -> None:
+    """The fields of `shapes.Shape`."""
+    options = (
+        ("layers", 8, "layers, the first one dense"), ("hidden", 256, "hidden size, heads of 32"),
+        ("experts", 64, "routed experts a layer"), ("width", 128, "width of one expert"),
+        ("top-k", 8, "experts that a token goes to"), ("vocab", 16384, "size of the vocabulary"),
+        ("seq-length", 512, "tokens of a sequence"), ("sequences", sequences, "sequences a step"),
+    )
+    for option, default, what in options:
+        parser.add_argument(f"--{option}", type=positive, default=default, metavar="N", help=f"{what} (default {default})")
+
+
+def add_run_options(parser: argparse.ArgumentParser, dtypes: list[str], steps: int) -> None:
+    """What all three have: precision, threads, repetitions, JSON."""
+    about = "; mixed: bf16 activations, fp32 weights" if "mixed" in dtypes else ""
+    parser.add_argument("--dtype", choices=dtypes, help=f"to compute in (default: bf16 where the CPU multiplies it, else fp32{about})")
+    parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1, metavar="N", help="CPU threads (default: all)")
+    parser.add_argument("--steps", type=positive, default=steps, metavar="N", help=f"repetitions; the median counts (default {steps})")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def train_verb(options: argparse.Namespace) -> None:
+    from .table import train_table
+    from .train import NAMES, bench_train
+
+    only = NAMES if options.only is None else list(dict.fromkeys(options.only))
+    result = bench_train(shape_of(options), dtype_of(options), options.threads, options.steps, only)
+    print(json.dumps(result) if options.json else train_table(result))
+
+
+def experts_verb(options: argparse.Namespace) -> None:
+    from .experts import LayerShape, bench_experts
+    from .table import experts_table
+
+    shape = LayerShape(options.tokens, options.hidden, options.width, options.top_k)
+    result = bench_experts(shape, sorted(set(options.experts)), dtype_of(options), options.threads, options.steps, options.peer)
+    print(json.dumps(result) if options.json else experts_table(result))
+
+
+def growth_verb(options: argparse.Namespace) -> None:
+    from .growth import AXES, bench_growth
+    from .table import growth_table
+
+    if options.axis not in (*AXES, "all"):
+        raise UsageError(f"--axis: no axis '{options.axis}'; {nearest(options.axis, [*AXES, 'all'])}")
+    if options.values and options.axis == "all":
+        raise UsageError("--values: are of one axis; name it with --axis")
+    axes = list(AXES) if options.axis == "all" else [options.axis]
+    result = bench_growth(shape_of(options), axes, dtype_of(options), options.threads, options.steps, options.values or (), options.out)
+    print(json.dumps(result) if options.json else growth_table(result))
+
+
+def shape_of(options: argparse.Namespace) -> Shape:
+    """The model and step that the options describe."""
+    from .shapes import Shape
+
+    return Shape(options.layers, options.hidden, options.experts, options.width, options.top_k, options.vocab, options.seq_length,
+                 options.sequences)
+
+
+def dtype_of(options: argparse.Namespace) -> str:
+    """--dtype, or the one that training uses on this CPU."""
+    import torch
+
+    from ..kernels.choose import default_training_dtype
+
+    return options.dtype or ("bf16" if default_training_dtype() == torch.bfloat16 else "fp32")

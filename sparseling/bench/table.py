@@ -1,0 +1,91 @@
+"""Results of the benchmarks as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import StringIO
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .train import NAMES
+
+WIDTH = 110
+ABOUT = {
+    "ours": "ours", "reference": "ours, PyTorch operations only", "dense": "dense, equal active parameters", "transformers": "transformers",
+}
+
+
+def train_table(result: dict[str, Any]) -> str:
+    """Rows of `bench train`, the settings of the peer, and where our step spends its time."""
+    rows = []
+    theirs = result.get("transformers", {}).get("tokens_per_second")
+    for name in NAMES:
+        if name in result:
+            row = result[name]
+            rows.append([
+                ABOUT[name], f"{row['tokens_per_second']:,.0f}", f"{row['gflops']:,.0f}", f"{row['share_of_peak']:.1%}",
+                f"{row['tokens_per_second'] / theirs:.2f}" if theirs else "–", f"{row['milliseconds_per_step']:,.0f}",
+                f"{row['parameters'] / 1e6:,.1f} M",
+            ])
+    head = ["", "tokens/s", "GFLOP/s", "of peak", "to transformers", "ms a step", "parameters"]
+    parts = [heading(result), table(head, rows)]
+    if "transformers" in result:
+        peer = result["transformers"]
+        parts.append(f"transformers {peer['version']}: Qwen3-MoE, which has no shared expert, at the fastest of these settings, "
+                     f"{peer['setting']}")
+        parts.append(table(["setting", "tokens/s"], [[name, tried_text(figures)] for name, figures in peer["tried"].items()]))
+    if result["profile"]:
+        parts.append(table(["our step by operation", "share"], [[name, f"{share:.1%}"] for name, share in result["profile"].items()]))
+    return "\n".join(parts)
+
+
+def tried_text(figures: dict[str, Any]) -> str:
+    return f"{figures['tokens_per_second']:,.0f}" if "tokens_per_second" in figures else f"not run: {figures['not_run']}"
+
+
+def experts_table(result: dict[str, Any]) -> str:
+    """Rows of `bench experts`."""
+    peer = any("grouped_mm" in row for row in result["by_experts"].values())
+    head = ["experts", "ms", "forward ms", "GFLOP/s", "of peak", "max/mean load", *(["grouped_mm ms", "ratio"] if peer else [])]
+    rows = []
+    for count, row in result["by_experts"].items():
+        cells = [count, f"{row['milliseconds']:,.1f}", f"{row['forward_milliseconds']:,.1f}", f"{row['gflops']:,.0f}",
+                 f"{row['share_of_peak']:.1%}", f"{row['max_over_mean_load']:.2f}"]
+        rows.append(cells + ([f"{row['grouped_mm']['milliseconds']:,.1f}", f"{row['ratio_to_grouped_mm']:.2f}"] if peer else []))
+    return "\n".join([heading(result), table(head, rows)])
+
+
+def growth_table(result: dict[str, Any]) -> str:
+    """A table for each curve of `bench growth`."""
+    parts = [heading(result)]
+    for axis, curve in result["curves"].items():
+        rows = [[f"{point[axis]:,}", f"{point['milliseconds_per_step']:,.0f}", f"{point['tokens_per_second']:,.0f}",
+                 f"{point['gflops']:,.0f}", f"{point['share_of_peak']:.1%}", f"{point['parameters'] / 1e6:,.1f} M"]
+                for point in curve["points"]]
+        slope = f" (step time grows with the power {curve['exponent']:.2f})" if curve["exponent"] is not None else ""
+        parts += [f"{axis}: {curve['counts']}{slope}", table([axis, "ms a step", "tokens/s", "GFLOP/s", "of peak", "parameters"], rows)]
+        if "picture" in curve:
+            parts.append(f"wrote {curve['picture']}\n")
+    return "\n".join(parts)
+
+
+def heading(result: dict[str, Any]) -> str:
+    """What everything was measured on and against."""
+    shape = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in result["shape"].items())
+    return (f"{result['dtype']}, {result['threads']} threads, matmul peak {result['matmul_peak_gflops']:,.0f} GFLOP/s, "
+            f"median of {result['steps']} steps\n{result['kernels']}\n{shape}")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as plain text; the first column is words, the others are figures."""
+    grid = Table(*head[:1], box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+    for column in head[1:]:
+        grid.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        grid.add_row(*row)
+    console = Console(width=WIDTH, file=StringIO(), highlight=False, markup=False)
+    console.print(grid)
+    assert isinstance(console.file, StringIO)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
