@@ -105,7 +105,7 @@ static inline void attention_tile(const Attention<T>& p, i64 b, i64 h, i64 i0, i
 template <class T>
 static void attention_forward(const Attention<T>& p, T* out, float* log_norm, int threads) {
   const i64 d = p.head_dim, ud = units_of<T>(d), group = p.heads / p.kv_heads, padded = p.padded_keys();
-  const i64 tasks = p.batch * p.kv_heads, pieces = std::max<i64>(1, std::min<i64>((p.queries + 255) / 256, (2 * threads + tasks - 1) / tasks));
+  const i64 tasks = p.batch * p.kv_heads, pieces = std::max<i64>(1, std::min<i64>((p.queries + 255) / 256, 2 * threads / std::max<i64>(1, tasks) + 1));
 #pragma omp parallel num_threads(threads)
   {
     Scratch scratch(thread_buffer(), padded * ud * 4 + d * units_of<T>(padded) * 4 + MR * KEY_BLOCK * (4 + sizeof(T)) + MR * d * 4 + VL * d * 4 + 1024);

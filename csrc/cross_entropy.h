@@ -32,9 +32,12 @@ static inline double softmax_row(T* logits, i64 n, i64 columns, i64 label, float
   store(around, first);
   const double loss = log_norm - around[label % VL] + z_weight * log_norm * log_norm;
   if (grad) {
-    row[label] -= norm / (1.0f + 2.0f * z_weight * (float)log_norm);  // times the factor below: minus one
-    const vec scale = set1((1.0f + 2.0f * z_weight * (float)log_norm) / norm);
-    for (i64 c = 0; c < columns; c += VL) store(logits + c, load(row + c) * scale);
+    const float scale = (1.0f + 2.0f * z_weight * (float)log_norm) / norm;
+    for (i64 c = 0; c < columns; c += VL) store(logits + c, load(row + c) * set1(scale));
+    const i64 block = label / VL * VL;
+    store(around, load(row + block) * set1(scale));
+    around[label % VL] -= 1.0f;
+    store(logits + block, load(around));
   }
   return loss;
 }

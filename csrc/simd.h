@@ -154,9 +154,10 @@ static inline void transpose(lanes* r) {
 
 #endif
 
-// e^x to about one unit in the last place; results below the smallest normal float are that float.
+// e^x to about one unit in the last place; results below the smallest normal float are that float. NaN stays NaN: of two operands
+// the minimum and maximum instructions give the second one then.
 static inline vec exponential(vec x) {
-  x = vmin(vmax(x, set1(-87.3f)), set1(88.3f));
+  x = vmin(set1(88.3f), vmax(set1(-87.3f), x));
   const vec n = round_to_int(x * set1(1.44269504f));
   vec r = fnma(n, set1(0.693359375f), x);
   r = fnma(n, set1(-2.12194440e-4f), r);

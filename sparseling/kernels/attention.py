@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import cuda, reference
 from .choose import path_for
-from .library import call, common, operand_dtype, pad
+from .library import call, common, operand_dtype, pad, require
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, first_key: Tensor | None = None) -> Tensor:
@@ -24,6 +24,10 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
     if path == "reference":
         return reference.attention(query, key, value, mask, first_key)
     if path == "cpu" and mask is None and queries > 1:
+        batch, heads, _, size = query.shape
+        kv_heads = key.shape[1]
+        require(key.shape == value.shape == (batch, kv_heads, keys, size) and heads % kv_heads == 0 and keys >= queries, query, key, value)
+        require(first_key is None or first_key.shape == (batch, queries), query, first_key)
         q, k, v = (t.to(operand_dtype(query)) for t in (query, key, value))
         return CpuAttention.apply(q, k, v, first_key, math.sqrt(query.shape[-1])).to(query.dtype)
     if path == "cuda" and mask is None and first_key is not None and queries == keys:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import reference
 from .choose import path_for
-from .library import as_weight, call, common, operand_dtype, pad, wants_gradient
+from .library import as_weight, call, common, operand_dtype, pad, require, wants_gradient
 
 CHUNK_TOKENS = 1024
 
@@ -18,16 +18,22 @@ CHUNK_TOKENS = 1024
 def cross_entropy_sum(hidden: Tensor, head: Tensor, labels: Tensor, z_weight: float = 0.0) -> Tensor:
     """Same contract as `reference.cross_entropy_sum`; gradients are computed during the forward when any is wanted.
 
-    hidden [tokens, hidden], head [vocab, hidden], labels [tokens] int64 with -100 for "not trained" (such rows cost nothing).
-    Returns the sum in nats, a float32 scalar.
+    hidden [tokens, hidden], head [vocab, hidden], labels [tokens] integers with -100 for "not trained" (such rows cost nothing).
+    Returns the sum in nats, a float32 scalar. Raises `IndexError` for a label outside the vocabulary.
     """
     path = path_for(hidden)
     if path == "reference":
         return reference.cross_entropy_sum(hidden, head, labels, z_weight)
-    valid = torch.nonzero(labels >= 0).squeeze(1)
+    require(labels.shape == hidden.shape[:1], hidden, labels)
+    valid = torch.nonzero(labels != -100).squeeze(1)
     if len(valid) < len(labels):
         hidden, labels = hidden.index_select(0, valid), labels.index_select(0, valid)
+    labels = labels.long()
+    for label in labels.aminmax() if len(labels) else ():
+        if not 0 <= label < len(head):
+            raise IndexError(f"label {int(label)} is outside the vocabulary of {len(head)}; -100 stands for none")
     if path == "cpu":
+        require(hidden.shape == (len(labels), head.shape[1]), hidden, head, labels)
         hidden = hidden.to(operand_dtype(hidden))
         return CpuCrossEntropy.apply(hidden, as_weight(head, hidden), labels, z_weight, wants_gradient(hidden, head))
     return ChunkedCrossEntropy.apply(hidden, head.to(hidden.dtype), labels, z_weight, wants_gradient(hidden, head))
@@ -39,8 +45,6 @@ class CpuCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor, z_weight: float, needs_grad: bool) -> Tensor:
         x, weight = pad(hidden, 1), pad(head, 1)
-        if out_of_range := ((labels < 0) | (labels >= len(head))).nonzero().flatten().tolist():
-            raise IndexError(f"label {int(labels[out_of_range[0]])} is outside the vocabulary of {len(head)}")
         losses = torch.zeros(len(x), dtype=torch.float64)
         grad_x = grad_head = None
         if needs_grad:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -11,15 +12,18 @@ from torch import Tensor
 
 from . import cuda, reference
 from .choose import path_for
-from .library import as_weight, call, common, operand_dtype, pad, wants_gradient
+from .library import as_weight, call, common, operand_dtype, pad, require, wants_gradient
 from .route import sort_by_expert
 
 
 def experts(x: Tensor, expert_ids: Tensor, weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
     """Same contract as `reference.experts`: x [tokens, hidden] -> [tokens, hidden], fp32 combine in top-k order."""
-    path = path_for(x)
+    path, expert_ids = path_for(x), expert_ids.long()
     if path == "cpu":
         rows = x.to(operand_dtype(x))
+        num_experts, hidden, width = down_proj.shape
+        require(gate_up_proj.shape == (num_experts, 2 * width, hidden) and x.shape[1] == hidden, x, gate_up_proj, down_proj)
+        require(expert_ids.shape == weights.shape == (len(x), expert_ids.shape[1]), x, expert_ids, weights)
         keep = wants_gradient(rows, weights, gate_up_proj, down_proj)
         stacked = (as_weight(gate_up_proj, rows), None, as_weight(down_proj, rows))
         return CpuExperts.apply(rows, expert_ids, weights.float(), *stacked, keep).to(x.dtype)
@@ -33,7 +37,9 @@ def experts(x: Tensor, expert_ids: Tensor, weights: Tensor, gate_up_proj: Tensor
 def swiglu(x: Tensor, gate_proj: Tensor, up_proj: Tensor, down_proj: Tensor) -> Tensor:
     """Same contract as `reference.swiglu`: one dense SwiGLU, x [..., hidden] -> same. On the C++ path: the one expert of every token."""
     if path_for(x) == "cpu":
-        rows = x.reshape(-1, x.shape[-1]).to(operand_dtype(x))
+        rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).to(operand_dtype(x))
+        hidden, width = down_proj.shape
+        require(gate_proj.shape == up_proj.shape == (width, hidden) and x.shape[-1] == hidden, x, gate_proj, up_proj, down_proj)
         ids, ones = torch.zeros(len(rows), 1, dtype=torch.int64), torch.ones(len(rows), 1)
         keep = wants_gradient(rows, gate_proj, up_proj, down_proj)
         projections = (as_weight(w, rows) for w in (gate_proj, up_proj, down_proj))
@@ -155,5 +161,5 @@ class GroupedExperts(torch.autograd.Function):
             torch.mm(grad_gate_up[a:b], gate_up_proj[e], out=grad_x_sorted[a:b])
             torch.mm(grad_gate_up[a:b].t(), x_sorted[a:b], out=grad_gate_up_proj[e])
             torch.mm(grad_y[a:b].t(), activation[a:b], out=grad_down_proj[e])
-        grad_x = grad_x_sorted.index_select(0, position_of_pair).view(tokens, k, -1).sum(1)
+        grad_x = grad_x_sorted.index_select(0, position_of_pair).view(tokens, k, x_sorted.shape[1]).sum(1)
         return grad_x, None, grad_weights, grad_gate_up_proj, grad_down_proj

@@ -121,6 +121,12 @@ def as_weight(weight: Tensor, x: Tensor) -> Tensor:
     return weight if x.dtype == torch.bfloat16 else weight.float()
 
 
+def require(fits: bool, *tensors: Tensor | None) -> None:
+    """Refuse shapes that do not fit together: the C++ reads and writes memory without looking. Raises `ValueError`."""
+    if not fits:
+        raise ValueError(f"shapes {', '.join(str(list(t.shape)) for t in tensors if t is not None)} do not fit together")
+
+
 def wants_gradient(*tensors: Tensor | None) -> bool:
     """Whether a backward may follow. To be asked outside an autograd.Function: inside, gradients are always off."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from . import reference
 from .choose import path_for
-from .library import as_weight, call, common, operand_dtype, pad
+from .library import as_weight, call, common, operand_dtype, pad, require
 
 FEW_ROWS = 8  # below, packing the weights costs more than the product
 
@@ -20,8 +21,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     few = x.numel() < FEW_ROWS * x.shape[-1] and not torch.is_grad_enabled()
     path = path_for(x)
     if path == "cpu" and not few:
-        rows = x.reshape(-1, x.shape[-1]).to(operand_dtype(x))
-        y = CpuLinear.apply(rows, as_weight(weight, rows)).to(x.dtype).view(*x.shape[:-1], -1)
+        require(weight.dim() == 2 and x.shape[-1] == weight.shape[1], x, weight)
+        rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).to(operand_dtype(x))
+        y = CpuLinear.apply(rows, as_weight(weight, rows)).to(x.dtype).view(*x.shape[:-1], len(weight))
         return y if bias is None else y + bias.to(x.dtype)
     if path == "reference":
         return reference.linear(x, weight, bias)
@@ -51,7 +53,8 @@ class CpuLinear(torch.autograd.Function):
             call("linear_grad_input", *common(grad_y, padded), m, k, n, grad_y, padded, grad_x)
             grad_x = grad_x[:, :x.shape[1]]
         if ctx.needs_input_grad[1]:
-            grad_weight = weight.new_empty(n, k)
-            call("linear_grad_weight", *common(grad_y, weight), m, k, n, grad_y, pad(x, 1), grad_weight)
+            grad_weight = weight.new_zeros(n, k)
+            if m:
+                call("linear_grad_weight", *common(grad_y, weight), m, k, n, grad_y, pad(x, 1), grad_weight)
             grad_weight = grad_weight[:len(weight), :x.shape[1]]
         return grad_x, grad_weight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,15 +10,16 @@ from torch import Tensor
 
 from . import cuda, reference
 from .choose import path_for
-from .library import call, common, operand_dtype, pad
+from .library import call, common, operand_dtype, pad, require
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Same contract as `reference.rms_norm`: x [..., size], weight [size] -> like x."""
     path = path_for(x)
     if path == "cpu":
-        rows = x.reshape(-1, x.shape[-1]).to(operand_dtype(x))
-        return CpuRMSNorm.apply(rows, weight, eps).to(x.dtype).view(x.shape)
+        require(weight.shape == x.shape[-1:], x, weight)
+        rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).to(operand_dtype(x))
+        return CpuRMSNorm.apply(rows, weight, float(eps)).to(x.dtype).view(x.shape)
     if path == "cuda":
         return cuda.rms_norm(x, weight, eps)
     return reference.rms_norm(x, weight, eps)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import cuda, reference
 from .choose import path_for
-from .library import call, common, operand_dtype, pad
+from .library import call, common, operand_dtype, pad, require
 
 
 def query_key_value(rows: Tensor, heads: int, kv_heads: int, norms: tuple[Tensor, Tensor] | None, cos: Tensor, sin: Tensor,
@@ -20,11 +20,14 @@ def query_key_value(rows: Tensor, heads: int, kv_heads: int, norms: tuple[Tensor
         return cuda.query_key_value(rows, heads, kv_heads, norms, cos, sin, eps)
     if path != "cpu":
         return reference.query_key_value(rows, heads, kv_heads, norms, cos, sin, eps)
-    batch, seq, _ = rows.shape
+    batch, seq, size = rows.shape
+    head_dim = size // (heads + 2 * kv_heads)
+    require(head_dim * (heads + 2 * kv_heads) == size and all(w.shape == (head_dim,) for w in norms or ()), rows, *(norms or ()))
+    require(cos.shape == sin.shape == (batch, seq, cos.shape[-1]) and cos.shape[-1] % 2 == 0 and cos.shape[-1] <= head_dim, rows, cos, sin)
     by_head = rows.view(batch * seq, heads + 2 * kv_heads, -1).to(operand_dtype(rows))
     half = cos.shape[-1] // 2
     cosine, sine = (t[..., :half].reshape(batch * seq, half).float().contiguous() for t in (cos, sin))
-    parts = CpuQueryKeyValue.apply(by_head, *(norms or (None, None)), cosine, sine, heads, kv_heads, eps)
+    parts = CpuQueryKeyValue.apply(by_head, *(norms or (None, None)), cosine, sine, heads, kv_heads, float(eps))
     query, key, value = (part.to(rows.dtype).view(batch, seq, part.shape[1], -1).transpose(1, 2) for part in parts)
     return query, key, value
 
