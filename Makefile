@@ -19,7 +19,7 @@ demo: setup
 	$(BIN)/sparseling run recipes/laptop.yaml
 
 test: setup
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q
 
 # Proofs that take minutes
 test-slow: setup

@@ -26,6 +26,7 @@ from .files import hash_of, locked, read_json, sha256_of_file, write_aside, writ
 from .progress import say
 from .recipe import Eval, Merge, Pretrain, Recipe, Sft, Stage, plain, resolved
 from .stages.context import Context
+from .train.memory import keep_freed_memory
 
 Run = Callable[[Context], dict[str, Any]]
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -39,6 +40,7 @@ def run_recipe(recipe: Recipe, run_folder: Path, until: str | None = None) -> Pa
     """
     refuse_too_large(recipe)
     torch.set_num_threads(recipe.threads)
+    keep_freed_memory()
     run_folder.mkdir(parents=True, exist_ok=True)
     with locked(run_folder), sigterm_as_interrupt():
         return run_stages(recipe, run_folder, until)

@@ -17,6 +17,7 @@ from ..kernels.choose import describe
 from ..kernels.experts import experts
 from ..model.router import choose_experts
 from ..progress import bar
+from ..train.memory import keep_freed_memory
 from .measure import Candidate, Timing, matmul_peak, time_in_turn
 
 # --dtype: of activations, of weights
@@ -49,6 +50,7 @@ def bench_experts(shape: LayerShape, counts: Sequence[int], dtype: str, threads:
         if count < shape.top_k:
             raise UsageError(f"--experts: {count} experts are fewer than the {shape.top_k} of --top-k; give more")
     torch.set_num_threads(threads)
+    keep_freed_memory()
     activations, weights = PRECISIONS[dtype]
     before = matmul_peak(activations)
     candidates, loads = [], {}

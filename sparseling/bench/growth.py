@@ -13,6 +13,7 @@ import torch
 
 from ..kernels.choose import describe
 from ..progress import bar
+from ..train.memory import keep_freed_memory
 from .measure import matmul_peak, time_in_turn
 from .ours import our_candidate
 from .picture import curve_picture
@@ -50,6 +51,7 @@ def bench_growth(base: Shape, axes: Sequence[str], dtype: str, threads: int, ste
     Returns one plain object: points and the fitted exponent for each axis.
     """
     torch.set_num_threads(threads)
+    keep_freed_memory()
     shapes = {axis: {value: grown(base, axis, value) for value in sorted(values or AXES[axis][1])} for axis in axes}
     peak = matmul_peak(DTYPES[dtype])
     curves = {}

@@ -13,6 +13,7 @@ from ..config import ModelConfig
 from ..errors import UsageError, nearest
 from ..kernels.choose import Path, describe
 from ..progress import Bar, bar
+from ..train.memory import keep_freed_memory
 from .measure import Candidate, Timing, matmul_peak, profile, time_in_turn
 from .ours import our_candidate
 from .peers import FINALISTS, finalists, peer_candidates, require_transformers, settings_of
@@ -34,6 +35,7 @@ def bench_train(shape: Shape, dtype: str, threads: int, steps: int, only: Sequen
     if "transformers" in only:
         require_transformers()
     torch.set_num_threads(threads)
+    keep_freed_memory()
     before = matmul_peak(DTYPES[dtype])
     settings = len(settings_of(dtype)) * (TRIES + 1) + (FINALISTS - 1) * (steps + 1) if "transformers" in only else 0
     with bar("bench train", settings + len(only) * (steps + 1)) as line:

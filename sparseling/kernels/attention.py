@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from . import cuda, reference
 from .choose import path_for
@@ -53,7 +54,7 @@ class CpuAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, first_key: Tensor | None, divisor: float) -> Tensor:
-        first_key = None if first_key is None else first_key.int().contiguous()
+        first_key = None if first_key is None else first_key.clamp(min=0).int().contiguous()
         tensors = [with_dense_heads(t) for t in (query, key, value)]
         batch, heads, queries, size = tensors[0].shape
         out = query.new_empty(batch, queries, heads, size)
@@ -64,6 +65,7 @@ class CpuAttention(torch.autograd.Function):
         return out[..., :query.shape[3]].transpose(1, 2)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, first_key, out, log_norm = ctx.saved_tensors
         tensors = [with_dense_heads(t) for t in (query, key, value)]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from . import reference
 from .choose import path_for
@@ -57,6 +58,7 @@ class CpuCrossEntropy(torch.autograd.Function):
         return losses.sum().float()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return scaled_gradients(ctx, grads[0])
 
@@ -85,6 +87,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return scaled_gradients(ctx, grads[0])
 

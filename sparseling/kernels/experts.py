@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from . import cuda, reference
 from .choose import path_for
@@ -65,6 +66,7 @@ class CpuExperts(torch.autograd.Function):
         return out[:, :x.shape[1]]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, order, ends, weights, gate, up, down = ctx.saved_tensors
         shape, tensors = prepared(x, weights, gate, up, down, order, ends)
@@ -139,6 +141,7 @@ class GroupedExperts(torch.autograd.Function):
         return torch.bmm(weights.unsqueeze(1), by_token.float()).squeeze(1).to(x.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_sorted, gate_up, token_of_pair, position_of_pair, order, weights, gate_up_proj, down_proj = ctx.saved_tensors
         tokens, k = weights.shape

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from . import cuda, reference
 from .choose import path_for
@@ -38,6 +39,7 @@ class CpuRMSNorm(torch.autograd.Function):
         return y[:, :x.shape[1]]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         padded, scale, grad_y = pad(x, 1), pad(weight.float(), 0), pad(grads[0], 1)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from . import cuda, reference
 from .choose import path_for
@@ -51,6 +52,7 @@ class CpuQueryKeyValue(torch.autograd.Function):
         return q[..., :true_size], k[..., :true_size], v[..., :true_size]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, query_weight, key_weight, cosine, sine = ctx.saved_tensors
         padded, (grad_q, grad_k, grad_v) = pad(rows, 2), (pad(g, 2) for g in grads)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import reference
 from .choose import path_for
-from .library import call
+from .library import call, require
 
 
 def choose_experts(biased_scores: Tensor, groups: int, groups_kept: int, k: int) -> Tensor:
@@ -15,6 +15,7 @@ def choose_experts(biased_scores: Tensor, groups: int, groups_kept: int, k: int)
     tokens, experts = biased_scores.shape
     if path_for(biased_scores) != "cpu" or biased_scores.dtype != torch.float32:
         return reference.choose_experts(biased_scores, groups, groups_kept, k)
+    require(k <= groups_kept * (experts // groups) and experts % groups == 0, biased_scores)
     ids = torch.empty(tokens, k, dtype=torch.int64)
     call("choose_experts", torch.get_num_threads(), tokens, experts, groups, groups_kept, k, biased_scores.contiguous(), ids)
     return ids

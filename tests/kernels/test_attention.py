@@ -129,3 +129,9 @@ def test_a_broken_query_breaks_no_other_row(path: str, dtype: torch.dtype) -> No
     q[:, :, 20] = NAN
     others = torch.arange(45) != 20
     assert torch.equal(attention(q, k, v)[:, :, others], want[:, :, others])
+
+
+def test_a_first_key_before_the_first_one_means_the_first(variant: str) -> None:
+    query, key, value = (torch.randn(1, 1, 3, 8, generator=torch.Generator().manual_seed(n)) for n in range(3))
+    starts = torch.tensor([[-90, 0, 1]])
+    assert torch.equal(attention(query, key, value, None, starts), attention(query, key, value, None, starts.clamp(min=0)))

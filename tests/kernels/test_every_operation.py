@@ -179,3 +179,13 @@ def test_the_cpu_path_calls_the_kernels(variant: str, name: str, monkeypatch: py
     recorder = Recorder(monkeypatch, modules.get(name, name))
     results(*EVERY[name])
     assert len(recorder.calls) == {"linear": 3, "cross entropy": 1}.get(name, 2)
+
+
+@every_operation
+def test_second_derivatives_are_refused(variant: str, name: str) -> None:
+    operation, inputs = EVERY[name]
+    inputs = leaves(operation, inputs)
+    wanted = [v for v in inputs if isinstance(v, Tensor) and v.requires_grad]
+    first = torch.autograd.grad(operation.function(*inputs).square().sum(), wanted, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable|not to have been used"):
+        torch.autograd.grad(sum(g.square().sum() for g in first), wanted)

@@ -53,6 +53,7 @@ assert torch.equal(rms_norm(x, weight, 1), rms_norm(x, weight, 1.0))
 # every case in a process of its own: what is not refused reads or writes past the end of a tensor
 MISMATCHES = """
 import os
+import signal
 import torch
 from torch import ones, zeros
 from sparseling.kernels.attention import attention
@@ -94,6 +95,7 @@ CASES = {
 def refused(case):
     child = os.fork()
     if child == 0:
+        signal.alarm(10)  # broken memory may also hang
         try:
             with forced_path(PATH):
                 case()

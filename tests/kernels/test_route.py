@@ -58,3 +58,8 @@ def test_pairs_are_sorted_stably_by_expert(variant: str, tokens: int, k: int, ex
 def test_an_id_out_of_range_is_named(variant: str, bad: int) -> None:
     with pytest.raises(IndexError, match=f"expert id {bad} is outside the 5 experts"):
         sort_by_expert(torch.tensor([[0, 4], [bad, 1]]), 5)
+
+
+def test_more_experts_than_the_kept_groups_hold_are_refused(variant: str) -> None:
+    with pytest.raises(ValueError, match="do not fit"):
+        choose_experts(torch.zeros(1, 8), 4, 1, 4)
