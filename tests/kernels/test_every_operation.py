@@ -187,5 +187,5 @@ def test_second_derivatives_are_refused(variant: str, name: str) -> None:
     inputs = leaves(operation, inputs)
     wanted = [v for v in inputs if isinstance(v, Tensor) and v.requires_grad]
     first = torch.autograd.grad(operation.function(*inputs).square().sum(), wanted, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"once_differentiable|not to have been used"):
+    with pytest.raises(RuntimeError, match=r"once_differentiable|used in the graph"):
         torch.autograd.grad(sum(g.square().sum() for g in first), wanted)
