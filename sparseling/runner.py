@@ -55,7 +55,7 @@ def run_stages(recipe: Recipe, run_folder: Path, until: str | None) -> Path | No
     with write_aside(run_folder / "recipe.yaml") as stream:
         stream.write(resolved(recipe))
     machine = machine_of(run_folder, recipe)
-    say(f"{machine['kernels']}, {machine['precision']}")
+    say(f"kernels: {machine['kernels']}, {machine['precision']}")
     inputs = {stage.name: files_read_by(stage) for stage in recipe.stages} | {"data": tokenizer_files(recipe)}
     check_files(run_folder, inputs)
     worked = False

@@ -75,7 +75,7 @@ def heading(result: dict[str, Any]) -> str:
     """What everything was measured on and against."""
     shape = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in result["shape"].items())
     return (f"{result['dtype']}, {result['threads']} threads, matmul peak {result['matmul_peak_gflops']:,.0f} GFLOP/s, "
-            f"median of {result['steps']} steps\n{result['kernels']}\n{shape}")
+            f"median of {result['steps']} steps\nkernels: {result['kernels']}\n{shape}")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

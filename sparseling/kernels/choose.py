@@ -47,5 +47,5 @@ def describe() -> str:
     """Which path CPU tensors take, and why: one line for people."""
     library, reason = load_library()
     if library is None:
-        return f"kernels: plain PyTorch, slower ({reason})"
-    return f"kernels: {reason}, {torch.get_num_threads()} threads"
+        return f"plain PyTorch, slower ({reason})"
+    return f"{reason}, {torch.get_num_threads()} threads"
