@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import UsageError
 from ..kernels.choose import describe
 from ..kernels.experts import experts
-from ..model.router import choose_experts
+from ..kernels.route import choose_experts
 from ..progress import bar
 from ..train.memory import keep_freed_memory
 from .measure import Candidate, Timing, matmul_peak, time_in_turn
