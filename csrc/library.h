@@ -1,6 +1,7 @@
 // The C functions of the library. Every variant (an instruction set each) compiles this file; Python chooses one at run time.
 // dtypes: 0 = float, 1 = bf16. Arrays are contiguous; sizes that the kernels vectorise over are multiples of 32 (see each).
 #pragma once
+#include "adamw.h"
 #include "attention.h"
 #include "cross_entropy.h"
 #include "experts.h"
@@ -59,8 +60,16 @@ EXPORT void sparseling_experts_backward(i64 dtype, i64 weight_dtype, i64 threads
   });
 }
 
-EXPORT void sparseling_choose_experts(i64 threads, i64 tokens, i64 experts, i64 groups, i64 kept, i64 k, const float* scores, i64* ids) {
-  choose_experts(scores, tokens, experts, groups, kept, k, ids, (int)threads);
+// logits [tokens, experts], bias [experts] -> ids, weights [tokens, k], log_norm [tokens]
+EXPORT void sparseling_route_forward(i64 threads, i64 tokens, i64 experts, i64 groups, i64 kept, i64 k, float scale, const float* logits, const float* bias, i64* ids,
+                                     float* weights, float* log_norm) {
+  route_forward({tokens, experts, groups, kept, k, scale}, logits, bias, ids, weights, log_norm, (int)threads);
+}
+
+// grad_weights and grad_log_norm may be null
+EXPORT void sparseling_route_backward(i64 threads, i64 tokens, i64 experts, i64 k, float scale, const float* logits, const i64* ids, const float* log_norm,
+                                      const float* grad_weights, const float* grad_log_norm, float* grad_logits) {
+  route_backward({tokens, experts, 1, 1, k, scale}, logits, ids, log_norm, grad_weights, grad_log_norm, grad_logits, (int)threads);
 }
 
 // *out_of_range: place of the first id outside 0 .. experts - 1, or -1
@@ -153,4 +162,15 @@ EXPORT void sparseling_query_key_value_backward(i64 dtype, i64 threads, const i6
     query_key_value_backward(query_key_value_of<T>(sizes, eps, rows, query_weight, key_weight, cosine, sine), (const T*)grad_q, (const T*)grad_k, (const T*)grad_v,
                              (T*)grad_rows, grad_query_weight, grad_key_weight, threads);
   });
+}
+
+// x: pointers to `tensors` arrays of `sizes` floats; *total: the sum of their squares
+EXPORT void sparseling_sum_of_squares(i64 threads, i64 tensors, const i64* sizes, const float* const* x, double* total) {
+  *total = squares_of_all(x, sizes, tensors, (int)threads);
+}
+
+// factors [tensors, 3]: what a weight is multiplied by, step size, and root of the second moment's correction
+EXPORT void sparseling_adamw(i64 threads, i64 tensors, float beta1, float beta2, float epsilon, float grad_scale, const float* factors, const i64* sizes, float* const* p,
+                             const float* const* grad, float* const* first, float* const* second) {
+  adamw({beta1, beta2, epsilon, grad_scale}, factors, p, grad, first, second, sizes, tensors, (int)threads);
 }

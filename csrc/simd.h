@@ -33,6 +33,7 @@ static inline vec fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
 static inline vec fnma(vec a, vec b, vec c) { return _mm512_fnmadd_ps(a, b, c); }
 static inline vec vmax(vec a, vec b) { return _mm512_max_ps(a, b); }
 static inline vec vmin(vec a, vec b) { return _mm512_min_ps(a, b); }
+static inline vec square_root(vec v) { return _mm512_sqrt_ps(v); }
 static inline float sum(vec v) { return _mm512_reduce_add_ps(v); }
 static inline float maximum(vec v) { return _mm512_reduce_max_ps(v); }
 static inline vec round_to_int(vec v) { return _mm512_roundscale_ps(v, 0); }
@@ -111,6 +112,7 @@ static inline vec fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
 static inline vec fnma(vec a, vec b, vec c) { return _mm256_fnmadd_ps(a, b, c); }
 static inline vec vmax(vec a, vec b) { return _mm256_max_ps(a, b); }
 static inline vec vmin(vec a, vec b) { return _mm256_min_ps(a, b); }
+static inline vec square_root(vec v) { return _mm256_sqrt_ps(v); }
 static inline float sum(vec v) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   x = _mm_add_ps(x, _mm_movehl_ps(x, x));

@@ -31,3 +31,19 @@ def above_zero(text: str) -> float:
 def names(text: str) -> list[str]:
     """Names with commas between."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def rates(text: str) -> list[float]:
+    """Numbers above 0 with commas between, at least one."""
+    return [above_zero(part.strip()) for part in text.split(",")]
+
+
+def sizes(text: str) -> list[tuple[int, int]]:
+    """Pairs such as `128x4` with commas between, at least one."""
+    pairs = []
+    for part in text.split(","):
+        numbers = part.strip().split("x")
+        if len(numbers) != 2:
+            raise argparse.ArgumentTypeError(f"'{part.strip()}' is not a size such as 128x4")
+        pairs.append((positive(numbers[0]), positive(numbers[1])))
+    return pairs

@@ -23,13 +23,13 @@ from .accounting import count_parameters
 from .align.conversations import check_conversations
 from .errors import UserError
 from .files import hash_of, locked, read_json, sha256_of_file, write_aside, write_json
+from .kernels.choose import DTYPES, default_training_dtype, describe
 from .progress import say
 from .recipe import Eval, Merge, Pretrain, Recipe, Sft, Stage, plain, resolved
 from .stages.context import Context
 from .train.memory import keep_freed_memory
 
 Run = Callable[[Context], dict[str, Any]]
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def run_recipe(recipe: Recipe, run_folder: Path, until: str | None = None) -> Path | None:
@@ -204,7 +204,6 @@ def machine_of(run_folder: Path, recipe: Recipe) -> dict[str, Any]:
         machine: dict[str, Any] = read_json(path)
         if machine["threads"] == recipe.threads and recipe.precision in ("auto", machine["precision"]):
             return machine
-    from .kernels.choose import default_training_dtype, describe
     from .train.metrics import matmul_peak_flops
 
     dtype = default_training_dtype() if recipe.precision == "auto" else DTYPES[recipe.precision]

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import UsageError
 from ..kernels.choose import describe
 from ..kernels.experts import experts
-from ..kernels.route import choose_experts
+from ..kernels.route import route
 from ..progress import bar
 from ..train.memory import keep_freed_memory
 from .measure import Candidate, Timing, matmul_peak, time_in_turn
@@ -80,10 +80,10 @@ def bench_experts(shape: LayerShape, counts: Sequence[int], dtype: str, threads:
 def uneven_routing(shape: LayerShape, count: int) -> tuple[Tensor, Tensor]:
     """expert_ids and weights [tokens, top_k] of random sigmoid scores with a fixed random bias."""
     generator = torch.Generator().manual_seed(count)
-    scores = torch.sigmoid(torch.randn(shape.tokens, count, generator=generator))
-    expert_ids = choose_experts(scores + BIAS_STD * torch.randn(count, generator=generator), 1, 1, shape.top_k)
-    chosen = scores.gather(1, expert_ids)
-    return expert_ids, chosen / chosen.sum(-1, keepdim=True)
+    logits = torch.randn(shape.tokens, count, generator=generator)
+    bias = BIAS_STD * torch.randn(count, generator=generator)
+    expert_ids, weights, _ = route(logits, bias, 1, 1, shape.top_k, 1.0)
+    return expert_ids, weights
 
 
 def layer_step(layer: Layer, shape: LayerShape, count: int, expert_ids: Tensor, scores: Tensor, activations: torch.dtype,

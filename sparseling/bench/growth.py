@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from ..kernels.choose import describe
+from ..kernels.choose import DTYPES, describe
 from ..progress import bar
 from ..train.memory import keep_freed_memory
 from .measure import matmul_peak, time_in_turn
 from .ours import our_candidate
-from .picture import curve_picture
-from .shapes import DTYPES, Shape, sparse_config
+from .picture import curves_picture
+from .shapes import Shape, sparse_config
 from .train import row
 
 # axis -> what it counts, and where it is measured
@@ -94,5 +94,6 @@ def draw(curves: dict[str, dict[str, Any]], out: Path) -> None:
         path = out / f"growth-{axis}.svg"
         x = [float(point[axis]) for point in curve["points"]]
         y = [point["milliseconds_per_step"] for point in curve["points"]]
-        path.write_text(curve_picture(f"Training step time by {axis}", curve["counts"], "milliseconds a step", x, y), encoding="utf-8")
+        picture = curves_picture(f"Training step time by {axis}", curve["counts"], "milliseconds a step", {axis: (x, y)})
+        path.write_text(picture, encoding="utf-8")
         curve["picture"] = str(path)

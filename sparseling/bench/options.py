@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..arguments import names, positive, positives
+from ..arguments import above_zero, names, positive, positives, rates, sizes
 from ..errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ EXAMPLES = {
     "train": "sparseling bench train --steps 5 --json",
     "experts": "sparseling bench experts --experts 8,64,256 --peer",
     "growth": "sparseling bench growth --axis experts --out plots",
+    "race": "sparseling bench race recipes/race.yaml --minutes 10 --out plots",
 }
 
 
@@ -50,6 +51,18 @@ def add_subcommands(parser: argparse.ArgumentParser) -> None:
     growth.add_argument("--out", type=Path, metavar="FOLDER", help="write an SVG picture of each curve here")
     add_shape_options(growth, sequences=32)
     add_run_options(growth, ["bf16", "fp32"], steps=3)
+
+    race = subcommand("race", "bits per byte after equal time: a recipe's sparse model against dense ones", race_verb)
+    race.add_argument("recipe", metavar="RECIPE", help="recipe: its model, its data, and the settings of its first pretrain stage")
+    race.add_argument("--minutes", type=above_zero, default=10.0, metavar="N", help="training time of each model (default 10)")
+    race.add_argument("--dense", type=sizes, default=[], metavar="HIDDENxLAYERS,...",
+                      help="dense models beside the one of equal active parameters (default: three, smaller and larger)")
+    race.add_argument("--rates", type=rates, default=[], metavar="X,...",
+                      help="learning rates that each model tries first, a tenth of the time each (default: the recipe's, untried)")
+    race.add_argument("--points", type=positive, default=20, metavar="N", help="validations on the way (default 20)")
+    race.add_argument("--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="where run folders lie (default: runs)")
+    race.add_argument("--out", type=Path, metavar="FOLDER", help="write race.json and race.svg here")
+    race.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
 def add_shape_options(parser: argparse.ArgumentParser, sequences: int) -> None:
@@ -102,6 +115,21 @@ def growth_verb(options: argparse.Namespace) -> None:
     axes = list(AXES) if options.axis == "all" else [options.axis]
     result = bench_growth(shape_of(options), axes, dtype_of(options), options.threads, options.steps, options.values or (), options.out)
     print(json.dumps(result) if options.json else growth_table(result))
+
+
+def race_verb(options: argparse.Namespace) -> None:
+    from ..recipe import load_recipe
+    from ..runner import run_recipe
+    from .race import course_of, first_pretrain, race
+    from .racers import racers_of
+    from .table import race_table
+
+    recipe = load_recipe(options.recipe)
+    racers = racers_of(recipe.model, first_pretrain(recipe).optimizer.learning_rate, options.dense)
+    folder = options.runs / recipe.name
+    run_recipe(recipe, folder, until="data")
+    result = race(course_of(recipe, folder), racers, 60 * options.minutes, options.points, options.rates, options.out)
+    print(json.dumps(result) if options.json else race_table(result))
 
 
 def shape_of(options: argparse.Namespace) -> Shape:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..data.batches import NOT_TRAINED, Batch
@@ -29,33 +26,20 @@ def random_batch(shape: Shape) -> Batch:
     return Batch(ids, labels, torch.zeros_like(ids))
 
 
-def optimizing(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], float]:
-    """A whole training step around `loss`, the same for every candidate; it returns the loss in nats a token."""
-    optimizer = build_optimizer(model, settings := AdamWSettings(LEARNING_RATE))
-    parameters = list(model.parameters())
-
-    def step() -> float:
-        value = loss()
-        value.backward()
-        nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return float(value.detach())
-
-    return step
-
-
 def our_candidate(name: str, config: ModelConfig, shape: Shape, dtype: torch.dtype, path: Path = "cpu") -> Candidate:
     """Our model on one path of the kernels: fp32 weights and optimiser, activations in `dtype`."""
     model = initialize(LingForCausalLM(config), SEED)
     batch = random_batch(shape)
     valid = count_valid(batch.labels, batch.document_ids, depths=0)
 
-    step = optimizing(
-        model, lambda: losses(model, batch.input_ids, batch.labels, batch.document_ids, LossWeights(), valid, dtype).total)
+    optimizer = build_optimizer(model, AdamWSettings(LEARNING_RATE))
 
-    def on_path() -> float:
+    def step() -> float:
         with forced_path(path):
-            return step()
+            loss = losses(model, batch.input_ids, batch.labels, batch.document_ids, LossWeights(), valid, dtype).total
+            loss.backward()
+            optimizer.step(LEARNING_RATE, optimizer.gradient_norm())
+            optimizer.zero_grad()
+            return float(loss.detach())
 
-    return Candidate(name, on_path)
+    return Candidate(name, step)

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..kernels.choose import DTYPES
 from ..progress import Bar
+from ..train.optimizer import AdamWSettings
 from .measure import Candidate, Timing, time_in_turn
-from .ours import SEED, optimizing, random_batch
-from .shapes import DTYPES, HEAD_DIM, Shape, sparse_config
+from .ours import LEARNING_RATE, SEED, random_batch
+from .shapes import HEAD_DIM, Shape, sparse_config
 
 EXPERTS = ("eager", "grouped_mm", "batched_mm")  # its implementations that run on a CPU
 PRECISIONS = {"fp32": ("fp32",), "bf16": ("fp32", "bf16 autocast", "bf16")}  # what competes at each --dtype
@@ -76,21 +78,26 @@ def peer_candidates(shape: Shape, settings: Sequence[Setting]) -> list[Candidate
         if wanted:
             model = build_peer(shape)
             model = model.bfloat16() if low else model
-            candidates += [peer_candidate(setting, model, batch.input_ids) for setting in wanted]
+            optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+            candidates += [peer_candidate(setting, model, optimizer, batch.input_ids) for setting in wanted]
     return candidates
 
 
-def peer_candidate(setting: Setting, model: Any, input_ids: Tensor) -> Candidate:
-    """One setting of a built peer; its loss is the library's own."""
+def peer_candidate(setting: Setting, model: Any, optimizer: torch.optim.AdamW, input_ids: Tensor) -> Candidate:
+    """One setting of a built peer; its loss is the library's own, clipping and AdamW (fused) are torch's."""
     autocast = setting.precision == "bf16 autocast"
 
-    def loss() -> Tensor:
+    def step() -> float:
         model.config._experts_implementation = setting.experts
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            value: Tensor = model(input_ids=input_ids, labels=input_ids).loss
-        return value
+            loss = model(input_ids=input_ids, labels=input_ids).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), AdamWSettings.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return float(loss.detach())
 
-    return Candidate(setting.name, optimizing(model, loss))
+    return Candidate(setting.name, step)
 
 
 def gathered_bytes(shape: Shape, setting: Setting) -> int:

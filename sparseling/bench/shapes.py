@@ -5,12 +5,9 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-import torch
-
 from ..config import ModelConfig
 from ..errors import UsageError
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 HEAD_DIM = 32
 QUERIES_PER_KEY_HEAD = 4
 SHARED_EXPERTS = 1

@@ -71,6 +71,22 @@ def growth_table(result: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
+def race_table(result: dict[str, Any]) -> str:
+    """Rows of `bench race`: who, how far, how well."""
+    domains = list(next(iter(result["racers"].values()))["by_domain"])
+    rows = []
+    for name, row in result["racers"].items():
+        below = result["sparse_below"].get(name)
+        rows.append([
+            name, f"{row['parameters'] / 1e6:,.1f} M", f"{row['active_parameters'] / 1e6:,.1f} M", f"{row['learning_rate']:g}",
+            f"{row['tokens'] / 1e6:,.1f} M", f"{row['tokens_per_second']:,.0f}", f"{row['bits_per_byte']:.3f}",
+            "–" if below is None else f"{below:+.1%}", *(f"{row['by_domain'][domain]:.3f}" for domain in domains),
+        ])
+    head = ["", "parameters", "active", "rate", "tokens", "tokens/s", "bits/byte", "sparse below", *domains]
+    return (f"{result['seconds'] / 60:.1f} minutes of training each, {result['threads']} threads, {result['dtype']}; validation bits per "
+            f"byte, mean of the domains\n") + table(head, rows)
+
+
 def heading(result: dict[str, Any]) -> str:
     """What everything was measured on and against."""
     shape = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in result["shape"].items())

@@ -11,13 +11,13 @@ import torch
 from ..accounting import count_parameters, training_flops_per_token
 from ..config import ModelConfig
 from ..errors import UsageError, nearest
-from ..kernels.choose import Path, describe
+from ..kernels.choose import DTYPES, Path, describe
 from ..progress import Bar, bar
 from ..train.memory import keep_freed_memory
 from .measure import Candidate, Timing, matmul_peak, profile, time_in_turn
 from .ours import our_candidate
 from .peers import FINALISTS, finalists, peer_candidates, require_transformers, settings_of
-from .shapes import DTYPES, Shape, dense_config, peer_config, sparse_config
+from .shapes import Shape, dense_config, peer_config, sparse_config
 
 NAMES = ("ours", "reference", "dense", "transformers")
 TRIES = 2  # timed steps of each of the peer's settings, before the best ones are measured fully

@@ -12,6 +12,7 @@ from torch import Tensor
 from .library import CODES, load_library
 
 Path = Literal["cpu", "cuda", "torch", "reference"]
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}  # by their names in recipes and options
 _forced: list[Path] = []
 
 

@@ -38,6 +38,20 @@ def choose_experts(biased_scores: Tensor, groups: int, groups_kept: int, k: int)
     return biased_scores.topk(k, dim=-1).indices
 
 
+def route(logits: Tensor, expert_bias: Tensor, groups: int, groups_kept: int, k: int, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Expert ids [tokens, k] (int64), their weights [tokens, k], and the logsumexp of the logits [tokens], which the z-loss squares.
+
+    logits [tokens, experts]. The bias [experts] chooses and does not weigh; weights are sigmoid scores, normalised to sum to
+    `scale` where k > 1 (L2 §2.2; DS3 eq. 12 to 16).
+    """
+    scores = torch.sigmoid(logits)
+    expert_ids = choose_experts(scores.detach() + expert_bias, groups, groups_kept, k)
+    chosen = scores.gather(1, expert_ids)
+    if k > 1:
+        chosen = chosen / (chosen.sum(dim=-1, keepdim=True) + 1e-20)
+    return expert_ids, chosen * scale, logits.logsumexp(-1)
+
+
 def experts(x: Tensor, expert_ids: Tensor, weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
     """Routed SwiGLU experts: `sum_j weights[t, j] * E_{expert_ids[t, j]}(x[t])`, summed in fp32, in the dtype of `x`.
 
@@ -109,3 +123,15 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
             mask = mask & (torch.arange(keys, device=query.device) >= first_key[:, None, :, None])
     probabilities = torch.softmax(scores.masked_fill(~mask, float("-inf")), dim=-1, dtype=torch.float32)
     return torch.matmul(probabilities.to(query.dtype), value)
+
+
+@torch.no_grad()
+def adamw(parameter: Tensor, grad: Tensor, step: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, decay: float, learning_rate: float,
+          beta1: float, beta2: float, epsilon: float, grad_scale: float) -> None:
+    """One step of one parameter, in place: decay apart from the gradient, both moments corrected (Loshchilov and Hutter 2019, alg. 2)."""
+    step += 1
+    grad = grad * grad_scale
+    exp_avg.mul_(beta1).add_(grad, alpha=1 - beta1)
+    exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+    mean, mean_square = exp_avg / (1 - beta1 ** float(step)), exp_avg_sq / (1 - beta2 ** float(step))
+    parameter.mul_(1 - learning_rate * decay).sub_(learning_rate * mean / (mean_square.sqrt() + epsilon))

@@ -1,24 +1,55 @@
-"""Choosing experts, and sorting (token, slot) pairs by expert."""
+"""From router logits to experts and their weights; and sorting (token, slot) pairs by expert."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from . import reference
 from .choose import path_for
 from .library import call, require
 
 
-def choose_experts(biased_scores: Tensor, groups: int, groups_kept: int, k: int) -> Tensor:
-    """Same contract as `reference.choose_experts`. Equal scores: in C++ the smaller id comes first, in PyTorch the order is open."""
-    tokens, experts = biased_scores.shape
-    if path_for(biased_scores) != "cpu" or biased_scores.dtype != torch.float32:
-        return reference.choose_experts(biased_scores, groups, groups_kept, k)
-    require(k <= groups_kept * (experts // groups) and experts % groups == 0, biased_scores)
-    ids = torch.empty(tokens, k, dtype=torch.int64)
-    call("choose_experts", torch.get_num_threads(), tokens, experts, groups, groups_kept, k, biased_scores.contiguous(), ids)
-    return ids
+def route(logits: Tensor, expert_bias: Tensor, groups: int, groups_kept: int, k: int, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Same contract as `reference.route`. Equal scores: in C++ the smaller id comes first, in PyTorch the order is open."""
+    experts = logits.shape[1]
+    if path_for(logits) != "cpu" or logits.dtype != torch.float32:
+        return reference.route(logits, expert_bias, groups, groups_kept, k, scale)
+    fits = experts % groups == 0 and 1 <= groups_kept <= groups and 1 <= k <= groups_kept * (experts // groups)
+    require(fits and expert_bias.shape == (experts,), logits, expert_bias)
+    ids, weights, log_norm = CpuRoute.apply(logits.contiguous(), expert_bias.detach().float().contiguous(), groups, groups_kept, k, scale)
+    return ids, weights, log_norm
+
+
+class CpuRoute(torch.autograd.Function):
+    """The C++ kernel; the backward needs the logits alone, whatever the number of experts."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, expert_bias: Tensor, groups: int, groups_kept: int, k: int,
+                scale: float) -> tuple[Tensor, Tensor, Tensor]:
+        tokens, experts = logits.shape
+        ids, weights = torch.empty(tokens, k, dtype=torch.int64), logits.new_empty(tokens, k)
+        log_norm = logits.new_empty(tokens)
+        call("route_forward", torch.get_num_threads(), tokens, experts, groups, groups_kept, k, float(scale), logits, expert_bias, ids,
+             weights, log_norm)
+        ctx.save_for_backward(logits, ids, log_norm)
+        ctx.scale = float(scale)
+        ctx.mark_non_differentiable(ids)
+        ctx.set_materialize_grads(False)
+        return ids, weights, log_norm
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        logits, ids, log_norm = ctx.saved_tensors
+        _, grad_weights, grad_log_norm = (None if grad is None else grad.contiguous() for grad in grads)
+        grad_logits = torch.empty_like(logits)
+        call("route_backward", torch.get_num_threads(), *logits.shape, ids.shape[1], ctx.scale, logits, ids, log_norm, grad_weights,
+             grad_log_norm, grad_logits)
+        return grad_logits, None, None, None, None, None
 
 
 def sort_by_expert(expert_ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:

@@ -11,16 +11,18 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..kernels.linear import linear
-from ..kernels.route import choose_experts
+from ..kernels.route import route
 
 
 @dataclass(frozen=True)
 class Routing:
-    """Where each token went: logits [tokens, experts] fp32 (before sigmoid and bias), expert_ids and weights [tokens, k]."""
+    """Where each token went: logits [tokens, experts] fp32 (before sigmoid and bias), expert_ids and weights [tokens, k], and
+    log_norm [tokens], the logsumexp of the logits (for the z-loss)."""
 
     logits: Tensor
     expert_ids: Tensor
     weights: Tensor
+    log_norm: Tensor
 
 
 class Router(nn.Module):
@@ -47,9 +49,4 @@ class Router(nn.Module):
     def forward(self, x: Tensor) -> Routing:
         """x [tokens, hidden] in any dtype; the product and everything after it are fp32."""
         logits = linear(x.float(), self.weight.float())                          # [tokens, experts]
-        scores = torch.sigmoid(logits)
-        expert_ids = choose_experts(scores.detach() + self.expert_bias, self.groups, self.groups_kept, self.k)
-        chosen = scores.gather(1, expert_ids)                                    # without the bias
-        if self.k > 1:
-            chosen = chosen / (chosen.sum(dim=-1, keepdim=True) + 1e-20)
-        return Routing(logits, expert_ids, chosen * self.scale)
+        return Routing(logits, *route(logits, self.expert_bias, self.groups, self.groups_kept, self.k, self.scale))

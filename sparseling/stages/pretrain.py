@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from ..checkpoint.state import SavedState, checkpoint_folder
@@ -27,13 +28,7 @@ def run(context: Context, stage: Pretrain) -> dict[str, Any]:
     mixture = mixture_of(context, stage, shards)
     for warning in mixture.repeat_warnings(sum(steps)):
         say(f"{stage.name}: {warning}")
-    settings = LoopSettings(
-        seed=context.recipe.seed, seq_length=stage.seq_length, step_sequences=tuple(steps), optimizer=adamw(stage.optimizer),
-        warmup_steps=0 if stage.start == "continue" else stage.optimizer.warmup_steps, micro_batch_sequences=stage.micro_batch_sequences,
-        loss_weights=LossWeights(stage.mtp_loss_weight, stage.router_z_loss_weight), bias_update_rate=stage.bias_update_rate,
-        checkpoint_every=stage.checkpoint_every, snapshot_steps=snapshot_steps(len(steps), stage.snapshots) if stage.snapshots else (),
-        validate_every=stage.validate_every, peak_flops=context.peak_flops, dtype=context.dtype,
-    )
+    settings = loop_settings(context, stage, steps)
 
     def batch_at(first_index: int, sequences: int) -> Batch:
         return pretraining_batch(mixture, shards, first_index, sequences, stage.seq_length)
@@ -41,6 +36,18 @@ def run(context: Context, stage: Pretrain) -> dict[str, Any]:
     outputs = run_training(context, build_model(context, stage), settings, batch_at,
                            last_checkpoint(context) if stage.start == "continue" else None)
     return outputs | {"windows_drawn": {str(stage.seq_length): mixture.drawn(outputs["samples_drawn"])}}
+
+
+def loop_settings(context: Context, stage: Pretrain, step_sequences: Sequence[int]) -> LoopSettings:
+    """The stage's settings for a loop whose steps take so many sequences each."""
+    snapshots = snapshot_steps(len(step_sequences), stage.snapshots) if stage.snapshots else ()
+    return LoopSettings(
+        seed=context.recipe.seed, seq_length=stage.seq_length, step_sequences=tuple(step_sequences), optimizer=adamw(stage.optimizer),
+        warmup_steps=0 if stage.start == "continue" else stage.optimizer.warmup_steps, micro_batch_sequences=stage.micro_batch_sequences,
+        loss_weights=LossWeights(stage.mtp_loss_weight, stage.router_z_loss_weight), bias_update_rate=stage.bias_update_rate,
+        checkpoint_every=stage.checkpoint_every, snapshot_steps=snapshots, validate_every=stage.validate_every,
+        peak_flops=context.peak_flops, dtype=context.dtype,
+    )
 
 
 def last_checkpoint(context: Context) -> SavedState:

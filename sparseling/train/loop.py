@@ -27,7 +27,7 @@ from . import spikes
 from .balance import expert_counts, load_figures, update_bias
 from .metrics import MetricsLog, open_metrics
 from .objective import LossWeights, count_valid, losses
-from .optimizer import AdamWSettings, build_optimizer, optimizer_tensors, set_learning_rate
+from .optimizer import AdamW, AdamWSettings, build_optimizer
 from .schedule import learning_rate_at
 
 BatchAt = Callable[[int, int], Batch]  # (first sample index, sequences) -> batch; a pure function
@@ -98,7 +98,7 @@ def train(model: LingForCausalLM, settings: LoopSettings, batch_at: BatchAt, fol
     the running step and `Interrupted` is raised.
     """
     optimizer = build_optimizer(model, settings.optimizer)
-    tensors = {"model": dict(model.state_dict()), "optimizer": optimizer_tensors(model, optimizer)}
+    tensors = {"model": dict(model.state_dict()), "optimizer": optimizer.tensors()}
     progress = restore(folder / "checkpoints", continue_from, tensors)
     steps = len(settings.step_sequences)
 
@@ -155,13 +155,13 @@ def choose_batch(settings: LoopSettings, progress: Progress) -> tuple[int, int, 
     return first, sequences, False
 
 
-def run_step(model: LingForCausalLM, optimizer: torch.optim.AdamW, settings: LoopSettings, progress: Progress, batch: Batch,
+def run_step(model: LingForCausalLM, optimizer: AdamW, settings: LoopSettings, progress: Progress, batch: Batch,
              batch_range: tuple[int, int, bool]) -> StepResult:
     """Gradients over micro-batches, the spike rule, then at most one update of weights and balance bias."""
     config = model.config
     depths = config.num_nextn_predict_layers if settings.loss_weights.mtp > 0 else 0
     valid = count_valid(batch.labels, batch.document_ids, depths)
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()
     counts = torch.zeros(len(model.routers()) - (config.num_nextn_predict_layers - depths), config.num_experts, dtype=torch.int64)
     loss = mtp_loss = z_loss = 0.0
     for start in range(0, len(batch.labels), settings.micro_batch_sequences):
@@ -171,7 +171,7 @@ def run_step(model: LingForCausalLM, optimizer: torch.optim.AdamW, settings: Loo
         part.total.backward()
         counts += expert_counts(part.routing, config.num_experts)
         loss, mtp_loss, z_loss = loss + part.main / valid.main, mtp_loss + part.mtp, z_loss + part.router_z
-    grad_norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), settings.optimizer.clip_norm))
+    grad_norm = optimizer.gradient_norm()
     first, sequences, second_time = batch_range
     verdict = spikes.judge(settings.spike_rule, progress.spikes, loss, grad_norm, second_time)
     spikes.remember(settings.spike_rule, progress.spikes, verdict, progress.step, (first, sequences), loss, grad_norm, second_time,
@@ -182,8 +182,7 @@ def run_step(model: LingForCausalLM, optimizer: torch.optim.AdamW, settings: Loo
     if verdict == "skip":
         refuse_endless_divergence(progress.spikes, settings.spike_rule, loss, progress.step)
     else:
-        set_learning_rate(optimizer, rate)
-        optimizer.step()
+        optimizer.step(rate, grad_norm)
         if settings.bias_update_rate:
             update_bias(model.routers()[: len(counts)], counts, settings.bias_update_rate)
     return StepResult(loss, mtp_loss if depths else None, z_loss, grad_norm, rate, verdict, counts)

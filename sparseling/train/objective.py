@@ -76,7 +76,7 @@ def losses(model: LingForCausalLM, input_ids: Tensor, labels: Tensor, document_i
         mtp = cross_entropy_sum(hidden.flatten(0, 1), head, mtp_labels(labels, document_ids, depth).flatten())
         total = total + weights.mtp / depths * mtp / valid.mtp[depth - 1]
         mtp_mean += mtp.item() / valid.mtp[depth - 1] / depths
-    z = torch.stack([routing.logits.logsumexp(-1).square().sum() for routing in out.routing]).sum() / valid.tokens if out.routing else None
+    z = torch.stack([routing.log_norm.square().sum() for routing in out.routing]).sum() / valid.tokens if out.routing else None
     if z is not None:
         total = total + weights.router_z * z
     return LossSums(total, main.item(), mtp_mean, z.item() if z is not None else 0.0, out.routing)

@@ -20,7 +20,7 @@ from sparseling.bench.growth import AXES, BASE, exponent, grown
 from sparseling.bench.measure import Candidate, matmul_peak, profile, time_in_turn
 from sparseling.bench.options import EXAMPLES
 from sparseling.bench.ours import our_candidate
-from sparseling.bench.picture import curve_picture
+from sparseling.bench.picture import curves_picture
 from sparseling.bench.shapes import Shape, dense_config, peer_config, sparse_config
 from sparseling.bench.train import config_of
 from sparseling.cli import build_parser, main
@@ -175,7 +175,7 @@ def test_exponent_of_proportional_and_of_constant_time() -> None:
 
 
 def test_pictures_are_linear_from_zero() -> None:
-    root = ElementTree.fromstring(curve_picture("<title>", "x & x", "y", [10, 20, 40], [1.0, 2.0, 4.0]))
+    root = ElementTree.fromstring(curves_picture("<title>", "x & x", "y", {"a": ([10, 20, 40], [1.0, 2.0, 4.0])}))
     dots = [(float(dot.get("cx")), float(dot.get("cy"))) for dot in root.iter("{http://www.w3.org/2000/svg}circle")]
     slopes = [(y1 - y0) / (x1 - x0) for (x0, y0), (x1, y1) in pairwise(dots)]
     assert slopes[0] == pytest.approx(slopes[1], rel=0.02)

@@ -16,6 +16,7 @@ from sparseling.kernels.experts import experts, swiglu
 from sparseling.kernels.linear import linear
 from sparseling.kernels.norm import rms_norm
 from sparseling.kernels.query_key_value import query_key_value
+from sparseling.kernels.route import route
 
 Inputs = tuple[Any, ...]
 
@@ -171,6 +172,36 @@ def query_key_value_inputs(batch: int, seq: int, heads: int, kv_heads: int, head
     return rows, *weights, angles.cos(), angles.sin(), heads, kv_heads, 1e-6
 
 
+def weights_and_log_norm(logits: Tensor, bias: Tensor, groups: int, kept: int, k: int, scale: float) -> Tensor:
+    """Both results that have gradients in one [tokens, k + 1]."""
+    _, weights, log_norm = route(logits, bias, groups, kept, k, scale)
+    return torch.cat([weights, log_norm[:, None]], dim=1)
+
+
+def best_experts(scores: list[float], groups: int, kept: int, k: int) -> list[int]:
+    """Of one token, by sorting."""
+    size = len(scores) // groups
+    members = [range(g * size, (g + 1) * size) for g in range(groups)]
+    of_group = sorted(members, key=lambda group: -sum(sorted(scores[e] for e in group)[-2:]))
+    return sorted((e for group in of_group[:kept] for e in group), key=lambda e: -scores[e])[:k]
+
+
+def route_formula(logits: Tensor, bias: Tensor, groups: int, kept: int, k: int, scale: float) -> Tensor:
+    scores = 1 / (1 + torch.exp(-logits))
+    biased = (scores + bias.double()).tolist()
+    ids = torch.tensor([best_experts(row, groups, kept, k) for row in biased], dtype=torch.int64).view(len(logits), k)
+    chosen = scores.gather(1, ids)
+    weights = scale * (chosen / (chosen.sum(1, keepdim=True) + 1e-20) if k > 1 else chosen)
+    return torch.cat([weights, torch.exp(logits).sum(1, keepdim=True).log()], dim=1)
+
+
+def route_inputs(tokens: int, groups: int, size: int, kept: int, k: int, seed: int = 0) -> Inputs:
+    """Logits of a token are distinct multiples of 1/32, so that rounding decides no choice."""
+    g, experts = generator(seed), groups * size
+    logits = torch.stack([torch.randperm(experts, generator=g) for _ in range(tokens)]) if tokens else torch.zeros(0, experts)
+    return (logits - experts // 2) / 32.0, 0.1 * torch.randn(experts, generator=g), groups, kept, k, 2.5
+
+
 LINEAR = Operation(linear, linear_formula, ("activation", "weight", "weight"))
 SWIGLU = Operation(swiglu, swiglu_formula, ("activation", "weight", "weight", "weight"))
 EXPERTS = Operation(experts, experts_formula, ("activation", "ids", "exact", "weight", "weight"))
@@ -180,6 +211,7 @@ ATTENTION = Operation(lambda q, k, v, first_key: attention(q, k, v, None, first_
 RMS_NORM = Operation(rms_norm, rms_norm_formula, ("activation", "weight", "eps"), natural_size=1.0)
 QUERY_KEY_VALUE = Operation(one_query_key_value, query_key_value_formula, ("activation", "weight", "weight", "angle", "angle", "", "", ""),
                             natural_size=1.0)
+ROUTE = Operation(weights_and_log_norm, route_formula, ("exact", "", "", "", "", ""), natural_size=1.0)
 
 # one call of each, of sizes that are no multiples of 32 and, where results are gathered over blocks, more than one block
 EVERY: dict[str, tuple[Operation, Inputs]] = {
@@ -190,4 +222,5 @@ EVERY: dict[str, tuple[Operation, Inputs]] = {
     "attention": (ATTENTION, attention_inputs(2, 2, 3, 140, 11, 40, documents=0.03)),
     "norm": (RMS_NORM, rms_norm_inputs(50, 70)),
     "query key value": (QUERY_KEY_VALUE, query_key_value_inputs(2, 30, 4, 2, 40, 20)),
+    "route": (ROUTE, route_inputs(70, 3, 15, 2, 5)),
 }

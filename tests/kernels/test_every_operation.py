@@ -119,7 +119,7 @@ def test_two_python_threads_may_compute_at_once(variant: str) -> None:
                     assert_close(result, expected, 1e-5, operation.natural_size)
 
 
-@every_operation
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "route"])  # whose logits are fp32 always
 @pytest.mark.parametrize(("dtype", "relative"), [(torch.float64, 1e-5), (torch.float16, 2**-6)])
 def test_float64_and_float16_take_the_path_of_pytorch(variant: str, name: str, dtype: torch.dtype, relative: float) -> None:
     operation, inputs = EVERY[name]

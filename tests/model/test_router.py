@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sparseling.config import preset
-from sparseling.kernels.route import choose_experts
+from sparseling.kernels.reference import choose_experts
 from sparseling.model.router import Router
 
 
