@@ -1,6 +1,6 @@
 """Builds the CPU kernels (csrc/): one plain C library an instruction set, chosen at run time by sparseling/kernels/library.py.
 
-They need a C++ compiler with OpenMP and nothing else: no torch headers, and no OpenMP runtime of their own. The OpenMP calls are left
+They need GCC with OpenMP and nothing else: no torch headers, and no OpenMP runtime of their own. The OpenMP calls are left
 open at link time and meet the runtime that torch has loaded. A variant that does not build is left out: sparseling then runs in plain
 PyTorch, slower.
 """
@@ -20,7 +20,8 @@ VARIANTS = {
 def variant(name: str, flags: list[str]) -> Extension:
     headers = sorted(str(path) for path in Path("csrc").glob("*.h"))
     return Extension(f"sparseling.kernels._cpu_{name}", [f"csrc/cpu_{name}.cpp"], depends=headers, language="c++", optional=True,
-                     extra_compile_args=["-O3", "-std=c++17", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno", *flags])
+                     extra_compile_args=["-O3", "-std=c++17", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno",
+                                         "-fno-strict-aliasing", *flags])
 
 
 linux_x86 = platform.system() == "Linux" and platform.machine() in ("x86_64", "AMD64")

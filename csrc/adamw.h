@@ -47,24 +47,23 @@ static double squares_of_all(const float* const* x, const i64* sizes, i64 tensor
 
 // What is the same for all tensors.
 struct AdamW {
-  float beta1, beta2, epsilon, grad_scale;
+  float rest1, beta2, rest2, epsilon, grad_scale;  // rest = 1 - beta, which loses digits when it is computed in fp32
 };
 
 // keep = 1 - rate * decay, step = rate / (1 - beta1^t), root = 1 / sqrt(1 - beta2^t)
 static inline void adamw_block(const AdamW& a, float keep, float step, float root, float* p, const float* grad, float* first, float* second, i64 n) {
-  const float rest1 = 1.0f - a.beta1, rest2 = 1.0f - a.beta2;
   i64 i = 0;
   for (; i + VL <= n; i += VL) {
     const vec g = load(grad + i) * set1(a.grad_scale);
-    const vec m = fma(set1(rest1), g - load(first + i), load(first + i)), v = fma(set1(rest2), g * g, load(second + i) * set1(a.beta2));
+    const vec m = fma(set1(a.rest1), g - load(first + i), load(first + i)), v = fma(set1(a.rest2), g * g, load(second + i) * set1(a.beta2));
     store(first + i, m);
     store(second + i, v);
     store(p + i, load(p + i) * set1(keep) - set1(step) * m / fma(square_root(v), set1(root), set1(a.epsilon)));
   }
   for (; i < n; i++) {
     const float g = grad[i] * a.grad_scale;
-    first[i] += rest1 * (g - first[i]);
-    second[i] = second[i] * a.beta2 + rest2 * g * g;
+    first[i] += a.rest1 * (g - first[i]);
+    second[i] = second[i] * a.beta2 + a.rest2 * g * g;
     p[i] = p[i] * keep - step * first[i] / (std::sqrt(second[i]) * root + a.epsilon);
   }
 }
@@ -74,8 +73,9 @@ static void adamw(const AdamW& a, const float* factors, float* const* p, const f
   const std::vector<Block> blocks = blocks_of(sizes, tensors);
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (i64 b = 0; b < (i64)blocks.size(); b++) {
-    const auto [t, from, to] = blocks[b];
+    const Block at = blocks[b];
+    const i64 t = at.tensor;
     const float* f = factors + 3 * t;
-    adamw_block(a, f[0], f[1], f[2], p[t] + from, grad[t] + from, first[t] + from, second[t] + from, to - from);
+    adamw_block(a, f[0], f[1], f[2], p[t] + at.from, grad[t] + at.from, first[t] + at.from, second[t] + at.from, at.to - at.from);
   }
 }

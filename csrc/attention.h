@@ -1,6 +1,6 @@
 // Causal attention with grouped queries inside packed documents, forward and backward, never holding more scores than a block's.
 //
-// Query i of a row looks at keys first_key[i] .. i + offset (offset = keys - queries: a cache in front). first_key never falls along a row.
+// Query i of a row looks at keys first_key[i] .. i + offset (offset = keys - queries: a cache in front).
 // A task is one (sequence, kv head): its keys and values are packed once for all query heads that share them.
 #pragma once
 #include <omp.h>
@@ -23,6 +23,12 @@ struct Attention {
   const i32* first_key;  // [batch, queries] or null
   i64 offset() const { return keys - queries; }
   i64 first_of(i64 b, i64 i) const { return first_key ? first_key[b * queries + i] : 0; }
+  // The first key that any of the queries [i0, i0 + m) looks at, rounded down to whole panels.
+  i64 first_panel(i64 b, i64 i0, i64 m) const {
+    i64 first = first_of(b, i0);
+    for (i64 i = 1; i < m; i++) first = std::min(first, first_of(b, i0 + i));
+    return first / NR * NR;
+  }
   i64 padded_keys() const { return (keys + NR - 1) / NR * NR; }
 };
 
@@ -63,7 +69,7 @@ static inline void attention_tile(const Attention<T>& p, i64 b, i64 h, i64 i0, i
   }
   std::fill(sums, sums + m * d, 0.0f);
   const i64 end = i0 + m + p.offset();  // one past the last key that the tile looks at
-  for (i64 j0 = p.first_of(b, i0) / NR * NR; j0 < end; j0 += KEY_BLOCK) {
+  for (i64 j0 = p.first_panel(b, i0, m); j0 < end; j0 += KEY_BLOCK) {
     const i64 n = (std::min(KEY_BLOCK, end - j0) + NR - 1) / NR * NR;
     const vec scale = set1(p.scale);
     gemm<T>(q_row, m, k_columns + j0 * ud, n, ud, [&](i64 i, i64 c, vec left, vec right) {
@@ -212,7 +218,7 @@ static inline void attention_backward_block(const Attention<T>& p, const Attenti
   const T* score_row[BACKWARD_QUERIES];
   for (i64 i = 0; i < m; i++) score_row[i] = s.grad_scores + i * BACKWARD_KEYS;
   const i64 end = i0 + m + p.offset();
-  for (i64 j0 = p.first_of(b, i0) / NR * NR; j0 < end; j0 += BACKWARD_KEYS) {
+  for (i64 j0 = p.first_panel(b, i0, m); j0 < end; j0 += BACKWARD_KEYS) {
     const i64 n = (std::min(BACKWARD_KEYS, end - j0) + NR - 1) / NR * NR;
     scores_backward(p, g, s, b, h, i0, m, j0, n);
     gemm<T>(score_row, m, s.k_rows + units_of<T>(j0) * NR, d, units_of<T>(n), padded_units, false, [&](i64 i, i64 c, vec left, vec right) {

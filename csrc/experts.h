@@ -72,7 +72,7 @@ static void experts_forward(const Experts<T, W>& p, T* gate_up, T* out, int thre
     for (i64 i = 0; i < FORWARD_BLOCK; i++) a_row[i] = activation + i * f;
 #pragma omp for schedule(dynamic, 1)
     for (size_t n = 0; n < parts.size(); n++) {
-      const auto [e, part_first, part_last, turn] = parts[n];
+      const i64 e = parts[n].expert, part_first = parts[n].first, part_last = parts[n].last;
       if (part_first == part_last) continue;
       for (i64 c = 0; c < f; c += VL) {
         pack_columns<T>(p.gate + e * p.gate_stride + c * d, d, d, packed_gate_up + c / VL * ud * NR);
@@ -196,7 +196,9 @@ static inline void write_out(const float* from, i64 count, W* to) {
 template <class T, class W>
 static void experts_backward(const Experts<T, W>& p, const T* gate_up, const T* grad_out, T* grad_x, const ExpertGrads<W>& grads, int threads) {
   const i64 d = p.hidden, f = p.width, pairs = p.tokens * p.k, weights = 3 * d * f;
-  auto parts = cut_into_parts(p.ends, p.experts, std::max<i64>(2 * BACKWARD_BLOCK, pairs / (4 * threads) + 1));
+  // Each part beyond the first of its expert needs weight gradients of its own: a dense layer gets one part a thread.
+  const i64 per_thread = p.experts == 1 ? 1 : 4;
+  auto parts = cut_into_parts(p.ends, p.experts, std::max<i64>(2 * BACKWARD_BLOCK, pairs / (per_thread * threads) + 1));
   // Sums of later parts of an expert, [extra part][3 * hidden * width], are added to the first part's afterwards.
   std::vector<i64> extra(parts.size(), -1);
   i64 extras = 0;
@@ -214,7 +216,7 @@ static void experts_backward(const Experts<T, W>& p, const T* gate_up, const T* 
     const BackwardScratch<T> s(thread_buffer(), d, f, BACKWARD_BLOCK, !in_place);
 #pragma omp for schedule(dynamic, 1)
     for (size_t n = 0; n < parts.size(); n++) {
-      const auto [e, part_first, part_last, turn] = parts[n];
+      const i64 e = parts[n].expert, part_first = parts[n].first, part_last = parts[n].last;
       W *gate = grads.gate + e * p.gate_stride, *up = grads.up + e * p.gate_stride, *down = grads.down + e * d * f;
       if (part_first == part_last) {
         std::memset((void*)gate, 0, f * d * sizeof(W));

@@ -30,6 +30,9 @@ static inline void with_types(i64 activation, i64 weight, const Body& body) {
   body(float{}, float{});
 }
 
+// The number of this interface; sparseling/kernels/library.py has the same: raise both when arguments change.
+EXPORT i64 sparseling_interface() { return 3; }
+
 EXPORT i64 sparseling_has_bf16() {
 #ifdef HAS_BF16
   return 1;
@@ -169,8 +172,8 @@ EXPORT void sparseling_sum_of_squares(i64 threads, i64 tensors, const i64* sizes
   *total = squares_of_all(x, sizes, tensors, (int)threads);
 }
 
-// factors [tensors, 3]: what a weight is multiplied by, step size, and root of the second moment's correction
-EXPORT void sparseling_adamw(i64 threads, i64 tensors, float beta1, float beta2, float epsilon, float grad_scale, const float* factors, const i64* sizes, float* const* p,
+// rest = 1 - beta. factors [tensors, 3]: what a weight is multiplied by, step size, and root of the second moment's correction
+EXPORT void sparseling_adamw(i64 threads, i64 tensors, float rest1, float beta2, float rest2, float epsilon, float grad_scale, const float* factors, const i64* sizes, float* const* p,
                              const float* const* grad, float* const* first, float* const* second) {
-  adamw({beta1, beta2, epsilon, grad_scale}, factors, p, grad, first, second, sizes, tensors, (int)threads);
+  adamw({rest1, beta2, rest2, epsilon, grad_scale}, factors, p, grad, first, second, sizes, tensors, (int)threads);
 }

@@ -7,7 +7,7 @@
 
 #include "simd.h"
 
-// y = x / sqrt(mean(x^2) + eps) * weight over rows of `size` values (a multiple of VL); `count` of them are real, the others zeros.
+// 1 / sqrt(mean(x^2) + eps) of a row of `size` values (a multiple of VL); `count` of them are real, the others zeros.
 template <class T>
 static inline float inverse_norm(const T* x, i64 size, i64 count, float eps) {
   vec total = zero();

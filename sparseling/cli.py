@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"sparseling: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("sparseling: stopped; a run goes on where it left off when the same command is given again", file=sys.stderr)
+        print("sparseling: stopped; `run` goes on where it left off when the same command is given again", file=sys.stderr)
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

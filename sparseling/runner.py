@@ -30,6 +30,7 @@ from .stages.context import Context
 from .train.memory import keep_freed_memory
 
 Run = Callable[[Context], dict[str, Any]]
+PEAK_SECONDS = 0.1  # of looking for the matmul peak, for each of nine products: a new run does not wait long
 
 
 def run_recipe(recipe: Recipe, run_folder: Path, until: str | None = None) -> Path | None:
@@ -55,7 +56,9 @@ def run_stages(recipe: Recipe, run_folder: Path, until: str | None) -> Path | No
     with write_aside(run_folder / "recipe.yaml") as stream:
         stream.write(resolved(recipe))
     machine = machine_of(run_folder, recipe)
-    say(f"kernels: {machine['kernels']}, {machine['precision']}")
+    say(f"kernels: {describe()}, {machine['precision']}")
+    if machine["kernels"] != describe():
+        say(f"warning: this run began with {machine['kernels']}: what is left of it will not have the bits that it would have had")
     inputs = {stage.name: files_read_by(stage) for stage in recipe.stages} | {"data": tokenizer_files(recipe)}
     check_files(run_folder, inputs)
     worked = False
@@ -202,9 +205,9 @@ def machine_of(run_folder: Path, recipe: Recipe) -> dict[str, Any]:
     path = run_folder / "machine.json"
     if path.exists():
         machine: dict[str, Any] = read_json(path)
-        if machine["threads"] == recipe.threads and recipe.precision in ("auto", machine["precision"]):
+        if machine["threads"] == recipe.threads and "precision" in machine and recipe.precision in ("auto", machine["precision"]):
             return machine
-    from .train.metrics import matmul_peak_flops
+    from .train.peak import matmul_peak
 
     dtype = default_training_dtype() if recipe.precision == "auto" else DTYPES[recipe.precision]
 
@@ -213,7 +216,7 @@ def machine_of(run_folder: Path, recipe: Recipe) -> dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": f"{platform.system()} {platform.machine()}", "python": platform.python_version(), "torch": torch.__version__,
         "sparseling": __version__, "precision": next(name for name, each in DTYPES.items() if each == dtype), "kernels": describe(),
-        "matmul_peak_flops": round(matmul_peak_flops(recipe.threads, dtype)),
+        "matmul_peak_flops": round(matmul_peak(dtype, PEAK_SECONDS)),
         "started": time.strftime("%Y-%m-%d %H:%M %Z"),
     }
     write_json(path, machine)

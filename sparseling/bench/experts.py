@@ -18,7 +18,8 @@ from ..kernels.experts import experts
 from ..kernels.route import route
 from ..progress import bar
 from ..train.memory import keep_freed_memory
-from .measure import Candidate, Timing, matmul_peak, time_in_turn
+from ..train.peak import matmul_peak
+from .measure import Candidate, Timing, time_in_turn
 
 # --dtype: of activations, of weights
 PRECISIONS = {"bf16": (torch.bfloat16, torch.bfloat16), "fp32": (torch.float32, torch.float32), "mixed": (torch.bfloat16, torch.float32)}

@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 
+from ..files import write_aside
 from ..kernels.choose import DTYPES, describe
 from ..progress import bar
 from ..train.memory import keep_freed_memory
-from .measure import matmul_peak, time_in_turn
+from ..train.peak import matmul_peak
+from .measure import time_in_turn
 from .ours import our_candidate
 from .picture import curves_picture
 from .shapes import Shape, sparse_config
@@ -58,8 +60,8 @@ def bench_growth(base: Shape, axes: Sequence[str], dtype: str, threads: int, ste
     for axis, by_value in shapes.items():
         points = measure_curve(by_value, axis, dtype, steps, peak)
         curves[axis] = {"counts": AXES[axis][0], "exponent": exponent(points), "points": points}
-    if out is not None:
-        draw(curves, out)
+        if out is not None:
+            curves[axis]["picture"] = str(draw(axis, curves[axis], out))
     return {
         "matmul_peak_gflops": peak / 1e9, "dtype": dtype, "threads": threads, "steps": steps, "shape": dataclasses.asdict(base),
         "kernels": describe(), "curves": curves,
@@ -87,13 +89,12 @@ def exponent(points: Sequence[dict[str, Any]]) -> float | None:
     return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / spread if spread else None
 
 
-def draw(curves: dict[str, dict[str, Any]], out: Path) -> None:
-    """One SVG a curve, `growth-<axis>.svg`, whose path is noted with the curve."""
+def draw(axis: str, curve: dict[str, Any], out: Path) -> Path:
+    """`growth-<axis>.svg` in the folder `out`; returns its path."""
     out.mkdir(parents=True, exist_ok=True)
-    for axis, curve in curves.items():
-        path = out / f"growth-{axis}.svg"
-        x = [float(point[axis]) for point in curve["points"]]
-        y = [point["milliseconds_per_step"] for point in curve["points"]]
-        picture = curves_picture(f"Training step time by {axis}", curve["counts"], "milliseconds a step", {axis: (x, y)})
-        path.write_text(picture, encoding="utf-8")
-        curve["picture"] = str(path)
+    x = [float(point[axis]) for point in curve["points"]]
+    y = [point["milliseconds_per_step"] for point in curve["points"]]
+    path = out / f"growth-{axis}.svg"
+    with write_aside(path) as stream:
+        stream.write(curves_picture(f"Training step time by {axis}", curve["counts"], "milliseconds a step", {axis: (x, y)}))
+    return path

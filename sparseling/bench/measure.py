@@ -1,4 +1,4 @@
-"""Timing: candidates in turn, the matmul peak that speeds are a share of, and where a step spends its time."""
+"""Timing: candidates in turn, and where a step spends its time."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ from dataclasses import dataclass, field
 import torch
 
 from ..progress import Bar
-
-PEAK_SIZES = ((1024, 1024, 1024), (2048, 2048, 2048), (4096, 256, 512))  # rows, inner, columns
-PEAK_SECONDS = 0.25  # for each size and way to multiply
 
 
 @dataclass(frozen=True)
@@ -68,46 +65,6 @@ def run_once(candidate: Candidate, timing: Timing, keep: bool) -> None:
     if keep:
         timing.seconds.append(seconds)
         timing.values.append(value)
-
-
-def matmul_peak(dtype: torch.dtype) -> float:
-    """FLOP/s of the fastest matrix product of `PEAK_SIZES` in `dtype`, by torch.mm or straight through oneDNN, at torch's threads."""
-    best = 0.0
-    for rows, inner, columns in PEAK_SIZES:
-        a, b = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype)
-        out = torch.empty(rows, columns, dtype=dtype)
-        for product in ways_to_multiply(a, b, out):
-            best = max(best, 2 * rows * inner * columns / fastest(product))
-    return best
-
-
-def ways_to_multiply(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> list[Callable[[], object]]:
-    """Products of a [rows, inner] and b [columns, inner] that this torch offers; those that do not run are left out."""
-    plain = b.t().contiguous()
-    ways: list[Callable[[], object]] = [
-        lambda: torch.mm(a, plain, out=out),
-        lambda: torch.mm(a, b.t(), out=out),
-        lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], ""),
-    ]
-    return [way for way in ways if runs(way)]
-
-
-def runs(function: Callable[[], object]) -> bool:
-    try:
-        function()
-    except (RuntimeError, AttributeError, NotImplementedError):
-        return False
-    return True
-
-
-def fastest(function: Callable[[], object]) -> float:
-    """Seconds of the fastest call within `PEAK_SECONDS`."""
-    best, start = float("inf"), time.perf_counter()
-    while time.perf_counter() - start < PEAK_SECONDS:
-        before = time.perf_counter()
-        function()
-        best = min(best, time.perf_counter() - before)
-    return best
 
 
 def profile(step: Callable[[], object], top: int = 12) -> dict[str, float]:

@@ -23,7 +23,7 @@ EXAMPLES = {
 
 
 def add_subcommands(parser: argparse.ArgumentParser) -> None:
-    """`train`, `experts` and `growth` with their options."""
+    """`train`, `experts`, `growth` and `race` with their options."""
     subcommands = parser.add_subparsers(title="what to measure", metavar="WHAT", required=True)
 
     def subcommand(name: str, help: str, function: object) -> argparse.ArgumentParser:
@@ -58,10 +58,11 @@ def add_subcommands(parser: argparse.ArgumentParser) -> None:
     race.add_argument("--dense", type=sizes, default=[], metavar="HIDDENxLAYERS,...",
                       help="dense models beside the one of equal active parameters (default: three, smaller and larger)")
     race.add_argument("--rates", type=rates, default=[], metavar="X,...",
-                      help="learning rates that each model tries first, a tenth of the time each (default: the recipe's, untried)")
+                      help="learning rates that each model tries first, a tenth of the time each; a single one is taken untried "
+                           "(default: half the recipe's, that, and twice)")
     race.add_argument("--points", type=positive, default=20, metavar="N", help="validations on the way (default 20)")
     race.add_argument("--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="where run folders lie (default: runs)")
-    race.add_argument("--out", type=Path, metavar="FOLDER", help="write race.json and race.svg here")
+    race.add_argument("--out", type=Path, metavar="FOLDER", help="where race.json and race.svg go (default: race/ in the run folder)")
     race.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
@@ -78,7 +79,7 @@ def add_shape_options(parser: argparse.ArgumentParser, sequences: int) -> None:
 
 
 def add_run_options(parser: argparse.ArgumentParser, dtypes: list[str], steps: int) -> None:
-    """What all three have: precision, threads, repetitions, JSON."""
+    """What those that time steps have: precision, threads, repetitions, JSON."""
     about = "; mixed: bf16 activations, fp32 weights" if "mixed" in dtypes else ""
     parser.add_argument("--dtype", choices=dtypes, help=f"to compute in (default: bf16 where the CPU multiplies it, else fp32{about})")
     parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1, metavar="N", help="CPU threads (default: all)")
@@ -120,15 +121,18 @@ def growth_verb(options: argparse.Namespace) -> None:
 def race_verb(options: argparse.Namespace) -> None:
     from ..recipe import load_recipe
     from ..runner import run_recipe
-    from .race import course_of, first_pretrain, race
+    from .race import course_of, first_pretrain, race, refuse_to_overwrite
     from .racers import racers_of
     from .table import race_table
 
     recipe = load_recipe(options.recipe)
-    racers = racers_of(recipe.model, first_pretrain(recipe).optimizer.learning_rate, options.dense)
+    rate = first_pretrain(recipe).optimizer.learning_rate
+    racers = racers_of(recipe.model, rate, options.dense)
     folder = options.runs / recipe.name
+    out = options.out or folder / "race"
+    refuse_to_overwrite(out)  # before text is fetched, too
     run_recipe(recipe, folder, until="data")
-    result = race(course_of(recipe, folder), racers, 60 * options.minutes, options.points, options.rates, options.out)
+    result = race(course_of(recipe, folder), racers, 60 * options.minutes, options.points, options.rates or [rate / 2, rate, 2 * rate], out)
     print(json.dumps(result) if options.json else race_table(result))
 
 

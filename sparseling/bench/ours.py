@@ -1,4 +1,4 @@
-"""One training step of our own models, as the training loop takes it: forward, loss, backward, clipping, AdamW."""
+"""One training step of our own models: the training loop's, on one batch, the balance bias left as it is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..config import ModelConfig
 from ..data.batches import NOT_TRAINED, Batch
 from ..kernels.choose import Path, forced_path
 from ..model.transformer import LingForCausalLM, initialize
-from ..train.objective import LossWeights, count_valid, losses
+from ..train.loop import LoopSettings, Progress, advance
 from ..train.optimizer import AdamWSettings, build_optimizer
 from .measure import Candidate
 from .shapes import Shape
@@ -30,16 +30,12 @@ def our_candidate(name: str, config: ModelConfig, shape: Shape, dtype: torch.dty
     """Our model on one path of the kernels: fp32 weights and optimiser, activations in `dtype`."""
     model = initialize(LingForCausalLM(config), SEED)
     batch = random_batch(shape)
-    valid = count_valid(batch.labels, batch.document_ids, depths=0)
-
-    optimizer = build_optimizer(model, AdamWSettings(LEARNING_RATE))
+    settings = LoopSettings(SEED, shape.seq_length, (), AdamWSettings(LEARNING_RATE), micro_batch_sequences=shape.sequences,
+                            bias_update_rate=0.0, dtype=dtype)
+    optimizer, progress = build_optimizer(model, settings.optimizer), Progress()
 
     def step() -> float:
         with forced_path(path):
-            loss = losses(model, batch.input_ids, batch.labels, batch.document_ids, LossWeights(), valid, dtype).total
-            loss.backward()
-            optimizer.step(LEARNING_RATE, optimizer.gradient_norm())
-            optimizer.zero_grad()
-            return float(loss.detach())
+            return advance(model, optimizer, settings, progress, lambda first, sequences: batch, shape.sequences).loss
 
     return Candidate(name, step)

@@ -1,12 +1,13 @@
 """A race: models of several sizes train on the same text for the same time, and validation bits per byte are drawn against the time.
 
 They take turns in short slices, so that a busy machine slows all of them alike. What is validated is the mean of the weights over the
-last part of the time gone (merging stands for learning-rate decay), so every point of a curve is what a run of that length would give.
+last part of the time gone (merging stands for learning-rate decay), so a point of a curve is about what a run of that length would give.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,26 +17,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..accounting import count_parameters, training_flops_per_token
+from ..accounting import count_parameters
 from ..checkpoint.merge import weighted_sum
 from ..data.batches import Batch, pretraining_batch
+from ..data.mixture import Mixture
 from ..errors import UserError
 from ..files import read_json, write_aside, write_json
-from ..kernels.choose import DTYPES
+from ..kernels.choose import DTYPES, describe
 from ..model.transformer import LingForCausalLM, initialize
 from ..progress import Bar, bar, say
 from ..recipe import Pretrain, Recipe
 from ..stages.context import Context
 from ..stages.pretrain import fit_tokenizer, loop_settings, mixture_of, open_domains
 from ..stages.training import validator
-from ..train.loop import LoopSettings, Progress, choose_batch, run_step
+from ..train.loop import LoopSettings, Progress, advance
 from ..train.optimizer import AdamW, build_optimizer
 from .picture import curves_picture
 from .racers import SPARSE, Racer
+from .shapes import useful_flops_per_token
 
-MOST_STEPS = 1_000_000  # of one racer; time ends before
 MERGED_PART = 0.25  # the mean is over the snapshots of this last part of the time gone
-SNAPSHOTS = 4  # to each point of a curve
+SNAPSHOTS = 80  # over the whole race, about; a quarter of them is in memory at its end
 TRIAL_PART = 0.1  # of the time, for each learning rate that is tried
 TRIAL_POINTS = 4
 DRAWN_FROM = 0.1  # the picture leaves out the first part, where every curve falls steeply
@@ -45,7 +47,7 @@ Validate = Callable[[LingForCausalLM], dict[str, float]]
 
 @dataclass
 class Running:
-    """One racer under way. `seconds` of training only; `snapshots` are (seconds, weights) that a later mean may need."""
+    """One racer under way. `seconds` of training only; `taken` counts all snapshots, `snapshots` are those that a mean still needs."""
 
     racer: Racer
     settings: LoopSettings
@@ -53,7 +55,8 @@ class Running:
     optimizer: AdamW
     progress: Progress = field(default_factory=Progress)
     seconds: float = 0.0
-    snapshots: list[tuple[float, dict[str, Tensor]]] = field(default_factory=list)
+    taken: int = 0
+    snapshots: list[dict[str, Tensor]] = field(default_factory=list)
     curve: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -63,12 +66,13 @@ class Course:
 
     context: Context
     stage: Pretrain
+    mixture: Mixture
     batch_at: Callable[[int, int], Batch]
     validate: Validate
 
     def start(self, racer: Racer) -> Running:
         """The racer with fresh weights."""
-        settings = loop_settings(self.context, self.stage, [self.stage.batch_sequences] * MOST_STEPS)
+        settings = loop_settings(self.context, self.stage, ())
         settings = dataclasses.replace(settings, optimizer=dataclasses.replace(settings.optimizer, learning_rate=racer.learning_rate))
         model = initialize(LingForCausalLM(fit_tokenizer(self.context, racer.config)), self.context.recipe.seed)
         return Running(racer, settings, model, build_optimizer(model, settings.optimizer))
@@ -92,37 +96,49 @@ def course_of(recipe: Recipe, run_folder: Path) -> Course:
     def batch_at(first_index: int, sequences: int) -> Batch:
         return pretraining_batch(mixture, shards, first_index, sequences, stage.seq_length)
 
-    return Course(context, stage, batch_at, validator(context))
+    return Course(context, stage, mixture, batch_at, validator(context))
 
 
-def race(course: Course, racers: Sequence[Racer], seconds: float, points: int, rates: Sequence[float], out: Path | None) -> dict[str, Any]:
+def race(course: Course, racers: Sequence[Racer], seconds: float, points: int, rates: Sequence[float], out: Path) -> dict[str, Any]:
     """Train every racer for `seconds`, validating `points` times on the way; returns curves and figures as one plain object.
 
-    `rates`: learning rates that each tries first; the best one is taken. The folder `out` gets `race.json` after every round and
-    `race.svg`. Ctrl-C ends the race after the last whole round: all curves are of the same length then.
+    `rates`: learning rates; of several, each racer tries all first and takes the best. The folder `out` gets `race.json` and `race.svg`
+    after every round. Ctrl-C ends the race after the last whole round: all curves are of the same length then. Raises `UserError`
+    where `out` has the results of another race.
     """
-    racers = [best_of_rates(course, racer, rates, seconds) for racer in racers] if rates else racers
+    refuse_to_overwrite(out)
+    racers = [best_of_rates(course, racer, rates, seconds) for racer in racers]
     running = [course.start(racer) for racer in racers]
+    done = 0
     with bar("bench race", round(len(racers) * seconds)) as line:
-        for point in range(1, points + 1):
-            try:
-                run_round(course, running, seconds * point / points, line)
-            except KeyboardInterrupt:
-                if point == 1:
-                    raise
-                say(f"stopped: figures are those after {running[0].curve[point - 2]['seconds']:.0f} s")
-                break
-            write_results(result_of(course, running), out)
-    return result_of(course, running)
+        try:
+            for point in range(1, points + 1):
+                run_round(course, running, seconds * point / points, snapshots_a_round(points), line)
+                done = point
+                write_results(result_of(course, running, done, rates), out)
+        except KeyboardInterrupt:
+            if not done:
+                raise
+            say(f"stopped: figures are those after {running[0].curve[done - 1]['seconds']:.0f} s of each")
+    for each in running:
+        for warning in course.mixture.repeat_warnings(each.progress.next_index):
+            say(f"{each.racer.name}: {warning}")
+    return result_of(course, running, done, rates)
 
 
-def run_round(course: Course, running: Sequence[Running], until: float, line: Bar) -> None:
-    """Bring each racer to `until` seconds of training, keeping snapshots on the way, and validate it."""
+def snapshots_a_round(points: int) -> int:
+    return max(1, round(SNAPSHOTS / points))
+
+
+def run_round(course: Course, running: Sequence[Running], until: float, snapshots: int, line: Bar) -> None:
+    """Bring each racer to `until` seconds of training, in turns, keeping snapshots on the way; then validate them all."""
+    begun = [racer.seconds for racer in running]
+    for part in range(1, snapshots + 1):
+        first = part % len(running)
+        for number in [*range(first, len(running)), *range(first)]:
+            train_until(course, running[number], begun[number] + (until - begun[number]) * part / snapshots, line)
+            keep_snapshot(running[number])
     for racer in running:
-        left = until - racer.seconds
-        for part in range(SNAPSHOTS - 1, -1, -1):
-            train_until(course, racer, until - left * part / SNAPSHOTS, line)
-            keep_snapshot(racer)
         racer.curve.append(validated(course, racer))
         line.note(f"{racer.racer.name}: {racer.curve[-1]['bits_per_byte']:.3f} bits per byte")
 
@@ -131,11 +147,7 @@ def train_until(course: Course, running: Running, until: float, line: Bar) -> No
     """Whole steps until the racer has trained for `until` seconds; drawing batches counts, validation does not."""
     while running.seconds < until:
         started = time.perf_counter()
-        chosen = choose_batch(running.settings, running.progress)
-        result = run_step(running.model, running.optimizer, running.settings, running.progress, course.batch_at(*chosen[:2]), chosen)
-        running.progress.step += 1
-        if result.verdict != "skip":
-            running.progress.tokens += chosen[1] * running.settings.seq_length
+        advance(running.model, running.optimizer, running.settings, running.progress, course.batch_at, course.stage.batch_sequences)
         took = time.perf_counter() - started
         running.seconds += took
         line.advance(took)
@@ -143,14 +155,14 @@ def train_until(course: Course, running: Running, until: float, line: Bar) -> No
 
 def keep_snapshot(running: Running) -> None:
     """Keep the weights as they are now; drop those that no later mean needs."""
-    weights = {name: tensor.detach().clone() for name, tensor in running.model.state_dict().items()}
-    since = (1 - MERGED_PART) * running.seconds
-    running.snapshots = [kept for kept in running.snapshots if kept[0] >= since] + [(running.seconds, weights)]
+    running.taken += 1
+    running.snapshots.append({name: tensor.detach().clone() for name, tensor in running.model.state_dict().items()})
+    del running.snapshots[:-math.ceil(MERGED_PART * running.taken)]
 
 
 def validated(course: Course, running: Running) -> dict[str, Any]:
     """A point of the curve: the mean of the snapshots kept, validated. The weights that are trained stay as they are."""
-    states = [state for _, state in running.snapshots]
+    states = running.snapshots
     weights = states[-1]
     merged = {name: weighted_sum((state[name] for state in states), [1 / len(states)] * len(states)) for name in weights}
     running.model.load_state_dict(merged)
@@ -163,28 +175,39 @@ def validated(course: Course, running: Running) -> dict[str, Any]:
 
 
 def best_of_rates(course: Course, racer: Racer, rates: Sequence[float], seconds: float) -> Racer:
-    """The racer with the best of the learning rates, each tried for a tenth of the time from fresh weights."""
+    """The racer with the best of the learning rates, each tried for a tenth of the time from fresh weights; a single one is taken.
+
+    Raises `UserError` when training diverges at all of them.
+    """
+    if len(rates) == 1:
+        return dataclasses.replace(racer, learning_rate=rates[0])
     scores = {}
     with bar(f"learning rates, {racer.name}", round(len(rates) * TRIAL_PART * seconds)) as line:
         for rate in rates:
             running = course.start(dataclasses.replace(racer, learning_rate=rate))
-            for point in range(1, TRIAL_POINTS + 1):
-                run_round(course, [running], TRIAL_PART * seconds * point / TRIAL_POINTS, line)
-            scores[rate] = running.curve[-1]["bits_per_byte"]
-    say(f"{racer.name}: " + ", ".join(f"{rate:g}: {score:.3f}" for rate, score in scores.items()) + " bits per byte")
-    return dataclasses.replace(racer, learning_rate=min(scores, key=scores.__getitem__))
+            try:
+                for point in range(1, TRIAL_POINTS + 1):
+                    run_round(course, [running], TRIAL_PART * seconds * point / TRIAL_POINTS, TRIAL_POINTS, line)
+            except UserError as error:  # diverged
+                say(f"{racer.name}: {error}")
+            finished = len(running.curve) == TRIAL_POINTS and math.isfinite(running.curve[-1]["bits_per_byte"])
+            scores[rate] = running.curve[-1]["bits_per_byte"] if finished else math.inf
+    say(f"{racer.name}, bits per byte by learning rate: " + ", ".join(f"{rate:g}: {score:.3f}" for rate, score in scores.items()))
+    best = min(scores, key=scores.__getitem__)
+    if math.isinf(scores[best]):
+        raise UserError(f"--rates: {racer.name} diverges at all of {', '.join(f'{rate:g}' for rate in rates)}; give lower ones")
+    return dataclasses.replace(racer, learning_rate=best)
 
 
-def result_of(course: Course, running: Sequence[Running]) -> dict[str, Any]:
-    """Curves and figures at the last point that every racer has reached."""
-    points = min(len(each.curve) for each in running)
+def result_of(course: Course, running: Sequence[Running], points: int, rates: Sequence[float]) -> dict[str, Any]:
+    """Curves and figures after `points` points, which every racer has reached."""
     rows = {each.racer.name: row_of(course, each, points) for each in running}
     ours = rows[SPARSE]["bits_per_byte"]
     below = {name: 1 - ours / row["bits_per_byte"] for name, row in rows.items() if name != SPARSE}
     return {
-        "recipe": course.context.recipe.name, "stage": course.stage.name, "seconds": rows[SPARSE]["seconds"],
-        "threads": torch.get_num_threads(), "dtype": str(course.context.dtype).removeprefix("torch."), "racers": rows,
-        "sparse_below": below, "sparse_below_best": min(below.values()) if below else None,
+        "recipe": course.context.recipe.name, "stage": course.stage.name, "seconds": rows[SPARSE]["seconds"], "kernels": describe(),
+        "threads": torch.get_num_threads(), "dtype": str(course.context.dtype).removeprefix("torch."), "learning_rates": list(rates),
+        "racers": rows, "sparse_below": below, "sparse_below_best": min(below.values()) if below else None,
     }
 
 
@@ -192,19 +215,25 @@ def row_of(course: Course, running: Running, points: int) -> dict[str, Any]:
     """The figures of one racer after `points` points."""
     config, last = running.model.config, running.curve[points - 1]
     counts, speed = count_parameters(config), last["tokens"] / last["seconds"]
+    samples = last["tokens"] // course.stage.seq_length
     return {
         "hidden_size": config.hidden_size, "layers": config.num_hidden_layers, "parameters": counts.total,
         "active_parameters": counts.active, "learning_rate": running.racer.learning_rate, "seconds": last["seconds"],
         "steps": last["steps"], "tokens": last["tokens"], "tokens_per_second": speed,
-        "gflops": speed * training_flops_per_token(config, course.stage.seq_length) / 1e9, "skipped_steps": running.progress.spikes.skipped,
+        "gflops": speed * useful_flops_per_token(config, course.stage.seq_length) / 1e9, "skipped_steps": running.progress.spikes.skipped,
+        "epochs": {domain.name: round(course.mixture.epochs(domain.name, samples), 3) for domain in course.mixture.domains},
         "bits_per_byte": last["bits_per_byte"], "by_domain": last["by_domain"], "curve": running.curve[:points],
     }
 
 
-def write_results(result: dict[str, Any], out: Path | None) -> None:
-    """`race.json` and `race.svg` in the folder `out`, if there is one."""
-    if out is None:
-        return
+def refuse_to_overwrite(out: Path) -> None:
+    """`UserError` where the folder has results already: they took long."""
+    if (out / "race.json").exists():
+        raise UserError(f"{out / 'race.json'}: has the results of another race; give another --out, or move that file away")
+
+
+def write_results(result: dict[str, Any], out: Path) -> None:
+    """`race.json` and `race.svg` in the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "race.json", result)
     lines = {}
@@ -212,10 +241,7 @@ def write_results(result: dict[str, Any], out: Path | None) -> None:
         shown = [point for point in row["curve"] if point["seconds"] >= DRAWN_FROM * result["seconds"]]
         label = f"{name} ({row['active_parameters'] / 1e6:.1f} M active of {row['parameters'] / 1e6:.1f} M)"
         lines[label] = ([point["seconds"] / 60 for point in shown], [point["bits_per_byte"] for point in shown])
+    threads = f"{result['threads']} threads" if result["threads"] > 1 else "1 thread"
     with write_aside(out / "race.svg") as stream:
-        stream.write(curves_picture("Equal time, sparse against dense", f"minutes of training on {cores(result)}",
+        stream.write(curves_picture("Equal time, sparse against dense", f"minutes of training on {threads}",
                                     "validation bits per byte, mean of the domains", lines, zero=False))
-
-
-def cores(result: dict[str, Any]) -> str:
-    return f"{result['threads']} threads" if result["threads"] > 1 else "1 thread"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from ..accounting import training_flops_per_token
 from ..config import ModelConfig
 from ..errors import UsageError
 
@@ -52,6 +53,12 @@ class Shape:
 
     def replace(self, **changes: int) -> Shape:
         return dataclasses.replace(self, **changes)
+
+
+def useful_flops_per_token(config: ModelConfig, seq_length: int) -> int:
+    """FLOPs of a training token that have to be computed: as `training_flops_per_token`, but attention looks back only, at
+    (seq_length + 1) / 2 keys on average, where the usual convention counts the full square."""
+    return training_flops_per_token(config, (seq_length + 1) // 2)
 
 
 def sparse_config(shape: Shape) -> ModelConfig:

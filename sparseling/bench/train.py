@@ -8,16 +8,17 @@ from typing import Any
 
 import torch
 
-from ..accounting import count_parameters, training_flops_per_token
+from ..accounting import count_parameters
 from ..config import ModelConfig
 from ..errors import UsageError, nearest
 from ..kernels.choose import DTYPES, Path, describe
 from ..progress import Bar, bar
 from ..train.memory import keep_freed_memory
-from .measure import Candidate, Timing, matmul_peak, profile, time_in_turn
+from ..train.peak import matmul_peak
+from .measure import Candidate, Timing, profile, time_in_turn
 from .ours import our_candidate
 from .peers import FINALISTS, finalists, peer_candidates, require_transformers, settings_of
-from .shapes import Shape, dense_config, peer_config, sparse_config
+from .shapes import Shape, dense_config, peer_config, sparse_config, useful_flops_per_token
 
 NAMES = ("ours", "reference", "dense", "transformers")
 TRIES = 2  # timed steps of each of the peer's settings, before the best ones are measured fully
@@ -75,7 +76,7 @@ def config_of(name: str, shape: Shape) -> ModelConfig:
 def row(config: ModelConfig, shape: Shape, timing: Timing, peak: float) -> dict[str, Any]:
     """The figures of one candidate, from the median of its steps; `peak` in FLOP/s."""
     speed = shape.tokens / timing.median
-    flops = speed * training_flops_per_token(config, shape.seq_length)
+    flops = speed * useful_flops_per_token(config, shape.seq_length)
     return {
         "tokens_per_second": speed, "gflops": flops / 1e9, "share_of_peak": flops / peak, "milliseconds_per_step": 1e3 * timing.median,
         "milliseconds_of_steps": [1e3 * seconds for seconds in timing.seconds], "parameters": count_parameters(config).total,

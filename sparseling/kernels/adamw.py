@@ -26,7 +26,8 @@ class Moments:
     @staticmethod
     def zero(parameter: Tensor) -> Moments:
         """Before the first step."""
-        return Moments(torch.zeros((), dtype=torch.float32), torch.zeros_like(parameter), torch.zeros_like(parameter))
+        step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        return Moments(step, torch.zeros_like(parameter), torch.zeros_like(parameter))
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,17 @@ def gradient_norm(grads: Sequence[Tensor]) -> float:
 
 
 def adamw(parameters: Sequence[Tensor], grads: Sequence[Tensor], moments: Sequence[Moments], decays: Sequence[float], rates: Rates) -> None:
-    """Same contract as `reference.adamw`, over many parameters: one step in place, `decays` being each one's weight decay."""
+    """Same contract as `reference.adamw`, over many parameters: one step in place, `decays` being each one's weight decay.
+
+    Raises `ValueError` for parameters or moments that are not contiguous.
+    """
     if not parameters:
         return
-    tensors = [each for p, g, m in zip(parameters, grads, moments, strict=True) for each in (p, g, m.exp_avg, m.exp_avg_sq)]
-    if all(on_cpu_path(tensor) for tensor in tensors) and all(p.is_contiguous() for p in parameters):
+    changed = [each for p, own in zip(parameters, moments, strict=True) for each in (p, own.exp_avg, own.exp_avg_sq)]
+    scattered = next((tensor for tensor in changed if not tensor.is_contiguous()), None)
+    if scattered is not None:
+        raise ValueError(f"a parameter or moment of shape {list(scattered.shape)} is not contiguous")
+    if all(on_cpu_path(tensor) for tensor in [*changed, *grads]):
         return adamw_in_cpp(parameters, [grad.contiguous() for grad in grads], moments, decays, rates)
     if path_for(parameters[0]) == "reference":
         for parameter, grad, own, decay in zip(parameters, grads, moments, decays, strict=True):
@@ -74,17 +81,19 @@ def adamw(parameters: Sequence[Tensor], grads: Sequence[Tensor], moments: Sequen
 
 def adamw_in_cpp(parameters: Sequence[Tensor], grads: Sequence[Tensor], moments: Sequence[Moments], decays: Sequence[float],
                  rates: Rates) -> None:
-    """The C++ kernel: one pass over every tensor, blocks of them shared among the threads."""
-    factors = []
-    for parameter, grad, own, decay in zip(parameters, grads, moments, decays, strict=True):
+    """The C++ kernel: one pass over every tensor, blocks of them shared among the threads. Nothing is changed when shapes do not fit."""
+    for parameter, grad, own in zip(parameters, grads, moments, strict=True):
         require(parameter.shape == grad.shape == own.exp_avg.shape == own.exp_avg_sq.shape, parameter, grad, own.exp_avg, own.exp_avg_sq)
-        require(own.exp_avg.is_contiguous() and own.exp_avg_sq.is_contiguous(), own.exp_avg)
+    factors = []
+    for own, decay in zip(moments, decays, strict=True):
         own.step.add_(1)
         steps = float(own.step)
         factors.append((1 - rates.learning_rate * decay, rates.learning_rate / (1 - rates.beta1**steps), (1 - rates.beta2**steps) ** -0.5))
-    call("adamw", torch.get_num_threads(), len(parameters), rates.beta1, rates.beta2, rates.epsilon, rates.grad_scale,
-         torch.tensor(factors, dtype=torch.float32), sizes_of(parameters), pointers(parameters), pointers(grads),
-         pointers([m.exp_avg for m in moments]), pointers([m.exp_avg_sq for m in moments]))
+    averages, squares = [own.exp_avg for own in moments], [own.exp_avg_sq for own in moments]
+    call("adamw", torch.get_num_threads(), len(parameters), float(1 - rates.beta1), float(rates.beta2), float(1 - rates.beta2),
+         float(rates.epsilon), float(rates.grad_scale), torch.tensor(factors, dtype=torch.float32), sizes_of(parameters),
+         pointers(parameters), pointers(grads), pointers(averages), pointers(squares))
+    torch.autograd.graph.increment_version([*parameters, *averages, *squares])  # so that autograd knows, as after an in-place operation
 
 
 def on_cpu_path(tensor: Tensor) -> bool:

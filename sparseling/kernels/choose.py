@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Literal
 
 import torch
@@ -13,14 +14,15 @@ from .library import CODES, load_library
 
 Path = Literal["cpu", "cuda", "torch", "reference"]
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}  # by their names in recipes and options
-_forced: list[Path] = []
+_forced: ContextVar[Path | None] = ContextVar("forced path", default=None)
 
 
 def path_for(x: Tensor) -> Path:
     """"cpu": the C++ kernels, for fp32 and bf16 tensors of a CPU that has them. "torch": PyTorch
     operations, everywhere else. "cuda": for bf16 on a CUDA device."""
-    if _forced and _forced[-1] in ("torch", "reference"):
-        return _forced[-1]
+    forced = _forced.get()
+    if forced in ("torch", "reference"):
+        return forced
     if x.is_cuda:
         return "cuda" if x.dtype == torch.bfloat16 else "torch"
     return "cpu" if x.device.type == "cpu" and x.dtype in CODES and load_library()[0] is not None else "torch"
@@ -29,11 +31,11 @@ def path_for(x: Tensor) -> Path:
 @contextmanager
 def forced_path(path: Path) -> Iterator[None]:
     """Use one path within the block, where it can run: what benchmarks and tests compare. "reference" is the definition, slow."""
-    _forced.append(path)
+    before = _forced.set(path)
     try:
         yield
     finally:
-        _forced.pop()
+        _forced.reset(before)
 
 
 def default_training_dtype(device: str = "cpu") -> torch.dtype:

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from . import reference
 from .choose import path_for
-from .library import as_weight, call, common, operand_dtype, pad, require, wants_gradient
+from .library import as_weights, call, common, operand_dtype, pad, require, wants_gradient
 
 CHUNK_TOKENS = 1024
 
@@ -36,7 +36,7 @@ def cross_entropy_sum(hidden: Tensor, head: Tensor, labels: Tensor, z_weight: fl
     if path == "cpu":
         require(hidden.shape == (len(labels), head.shape[1]), hidden, head, labels)
         hidden = hidden.to(operand_dtype(hidden))
-        return CpuCrossEntropy.apply(hidden, as_weight(head, hidden), labels, z_weight, wants_gradient(hidden, head))
+        return CpuCrossEntropy.apply(hidden, *as_weights(hidden, head), labels, z_weight, wants_gradient(hidden, head))
     return ChunkedCrossEntropy.apply(hidden, head.to(hidden.dtype), labels, z_weight, wants_gradient(hidden, head))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from . import cuda, reference
 from .choose import path_for
-from .library import as_weight, call, common, operand_dtype, pad, require, wants_gradient
+from .library import as_weights, call, common, operand_dtype, pad, require, wants_gradient
 from .route import sort_by_expert
 
 
@@ -26,8 +27,8 @@ def experts(x: Tensor, expert_ids: Tensor, weights: Tensor, gate_up_proj: Tensor
         require(gate_up_proj.shape == (num_experts, 2 * width, hidden) and x.shape[1] == hidden, x, gate_up_proj, down_proj)
         require(expert_ids.shape == weights.shape == (len(x), expert_ids.shape[1]), x, expert_ids, weights)
         keep = wants_gradient(rows, weights, gate_up_proj, down_proj)
-        stacked = (as_weight(gate_up_proj, rows), None, as_weight(down_proj, rows))
-        return CpuExperts.apply(rows, expert_ids, weights.float(), *stacked, keep).to(x.dtype)
+        gate_up, down = as_weights(rows, gate_up_proj, down_proj)
+        return CpuExperts.apply(rows, expert_ids, weights.float(), gate_up, None, down, keep).to(x.dtype)
     if path == "cuda" and cuda.can_group(x, gate_up_proj):
         return cuda.experts(x, expert_ids, weights.float(), gate_up_proj, down_proj)
     if path == "reference":
@@ -43,8 +44,8 @@ def swiglu(x: Tensor, gate_proj: Tensor, up_proj: Tensor, down_proj: Tensor) -> 
         require(gate_proj.shape == up_proj.shape == (width, hidden) and x.shape[-1] == hidden, x, gate_proj, up_proj, down_proj)
         ids, ones = torch.zeros(len(rows), 1, dtype=torch.int64), torch.ones(len(rows), 1)
         keep = wants_gradient(rows, gate_proj, up_proj, down_proj)
-        projections = (as_weight(w, rows) for w in (gate_proj, up_proj, down_proj))
-        return CpuExperts.apply(rows, ids, ones, *projections, keep).to(x.dtype).view(x.shape)
+        gate, up, down = as_weights(rows, gate_proj, up_proj, down_proj)
+        return CpuExperts.apply(rows, ids, ones, gate, up, down, keep).to(x.dtype).view(x.shape)
     return reference.swiglu(x, gate_proj, up_proj, down_proj)
 
 
@@ -55,57 +56,71 @@ class CpuExperts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, expert_ids: Tensor, weights: Tensor, gate: Tensor, up: Tensor | None, down: Tensor,
                 keep: bool) -> Tensor:
-        num_experts = len(gate) if up is None else 1
-        order, ends = sort_by_expert(expert_ids, num_experts)
-        ctx.save_for_backward(x, order, ends, weights, gate, up, down)
-        shape, tensors = prepared(x, weights, gate, up, down, order, ends)
-        padded = tensors[0]
-        ctx.gate_up = padded.new_empty(len(order), 2 * shape[-1]) if keep else None
+        order, ends = sort_by_expert(expert_ids, len(gate) if up is None else 1)
+        padded, projections = pad(x, 1), Projections.of(gate, up, down)
+        shape = projections.shape(padded, weights)
+        gate_up = padded.new_empty(len(order), 2 * shape[-1]) if keep else None
         out = torch.empty_like(padded)
-        call("experts_forward", *common(padded, tensors[4]), *shape, *tensors, ctx.gate_up, out)
+        call("experts_forward", *common(padded, gate), *shape, padded, order, ends, weights.contiguous(), *projections.arguments(),
+             projections.stride, gate_up, out)
+        ctx.save_for_backward(x, order, ends, weights, gate, up, down, gate_up)
         return out[:, :x.shape[1]]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, order, ends, weights, gate, up, down = ctx.saved_tensors
-        shape, tensors = prepared(x, weights, gate, up, down, order, ends)
-        padded, _, _, scales, gates, _, downs, _ = tensors
-        hidden, width = shape[-2:]
-        grad_x, grad_weights = torch.empty_like(padded), torch.empty_like(scales)
-        grad_gates, grad_downs = torch.empty_like(gates), torch.empty_like(downs)
-        call("experts_backward", *common(padded, gates), *shape, *tensors, ctx.gate_up, pad(grads[0], 1), grad_x, grad_gates,
-             grad_gates.view(-1)[width * hidden:], grad_downs, grad_weights)
-        grad_gate, grad_up, grad_down = unprepared(grad_gates, grad_downs, gate, up, down)
-        return grad_x[:, :x.shape[1]], None, grad_weights, grad_gate, grad_up, grad_down, None
+        x, order, ends, weights, gate, up, down, gate_up = ctx.saved_tensors
+        padded, projections = pad(x, 1), Projections.of(gate, up, down)
+        into = projections.like()
+        grad_x, grad_weights = torch.empty_like(padded), torch.empty(weights.shape, dtype=weights.dtype)
+        call("experts_backward", *common(padded, gate), *projections.shape(padded, weights), padded, order, ends, weights.contiguous(),
+             *projections.arguments(), projections.stride, gate_up, pad(grads[0], 1), grad_x, *into.arguments(), grad_weights)
+        return grad_x[:, :x.shape[1]], None, grad_weights, *into.unpadded(gate, up, down), None
 
 
-def prepared(x: Tensor, weights: Tensor, gate: Tensor, up: Tensor | None, down: Tensor, order: Tensor,
-             ends: Tensor) -> tuple[tuple[int, ...], tuple[Any, ...]]:
-    """Sizes and arrays as the C functions take them, hidden and width padded to multiples of 32.
+@dataclass(frozen=True)
+class Projections:
+    """Weights, or their gradients, as the C functions take them, hidden and width padded to multiples of 32.
 
-    Gate and up become one array [experts, 2, width, hidden].
+    Routed experts have gate and up in one array [experts, 2, width, hidden], and `up` is None; a dense SwiGLU has one for each,
+    [1, width, hidden]. `down` [experts, hidden, width].
     """
-    if up is None:
-        pairs = gate.view(len(gate), 2, -1, gate.shape[-1])
-        down_rows = down
-    else:
-        pairs, down_rows = torch.stack([gate, up])[None], down[None]
-    pairs, down_rows, x = pad(pairs, 2, 3), pad(down_rows, 1, 2), pad(x, 1)
-    num_experts, _, width, hidden = pairs.shape
-    shape = (len(x), weights.shape[1], num_experts, hidden, width)
-    return shape, (x, order, ends, weights.contiguous(), pairs, pairs.view(-1)[width * hidden:], down_rows, 2 * width * hidden)
 
+    gate: Tensor
+    up: Tensor | None
+    down: Tensor
 
-def unprepared(grad_pairs: Tensor, grad_down: Tensor, gate: Tensor, up: Tensor | None,
-               down: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Gradients in the shapes of the parameters."""
-    hidden = gate.shape[-1]
-    width = down.shape[-1]
-    pairs, rows = grad_pairs[:, :, :width, :hidden], grad_down[:, :hidden, :width]
-    if up is None:
-        return pairs.reshape(gate.shape), None, rows
-    return pairs[0, 0], pairs[0, 1], rows[0]
+    @staticmethod
+    def of(gate: Tensor, up: Tensor | None, down: Tensor) -> Projections:
+        if up is None:
+            return Projections(pad(gate.reshape(len(gate), 2, -1, gate.shape[-1]), 2, 3), None, pad(down, 1, 2))
+        return Projections(pad(gate[None], 1, 2), pad(up[None], 1, 2), pad(down[None], 1, 2))
+
+    def like(self) -> Projections:
+        """Room for as much."""
+        return Projections(torch.empty_like(self.gate), None if self.up is None else torch.empty_like(self.up), torch.empty_like(self.down))
+
+    @property
+    def stride(self) -> int:
+        """Elements from the gate rows of one expert to those of the next, and so for up."""
+        return self.gate[0].numel()
+
+    def shape(self, x: Tensor, weights: Tensor) -> tuple[int, ...]:
+        """(tokens, k, experts, hidden, width)."""
+        return len(x), weights.shape[1], *self.down.shape
+
+    def arguments(self) -> tuple[Tensor, Tensor, Tensor]:
+        """gate, up, down, each from its first row on."""
+        up = self.gate.view(-1)[self.stride // 2:] if self.up is None else self.up
+        return self.gate, up, self.down
+
+    def unpadded(self, gate: Tensor, up: Tensor | None, down: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """In the shapes of the parameters."""
+        hidden, width = gate.shape[-1], down.shape[-1]
+        rows = self.down[:, :down.shape[-2], :width]
+        if self.up is None:
+            return self.gate[:, :, :width, :hidden].reshape(gate.shape), None, rows
+        return self.gate[0, :width, :hidden], self.up[0, :width, :hidden], rows[0]
 
 
 class GroupedExperts(torch.autograd.Function):

@@ -25,6 +25,7 @@ VARIANTS = {
     "avx2": {"avx2", "fma"},
 }
 VARIANT_KEY = "SPARSELING_CPU_KERNELS"
+INTERFACE = 3  # of the functions in csrc/library.h, which has the same number: raise both when arguments change
 MULTIPLE = 32  # the kernels vectorise over sizes that are multiples of this; others are padded with zeros
 CODES = {torch.float32: 0, torch.bfloat16: 1}
 
@@ -66,9 +67,20 @@ def load_library() -> tuple[Library | None, str]:
         except OSError as error:
             reasons.append(f"{path.name} does not load: {error}")
             continue
+        if interface_of(handle) != INTERFACE:
+            reasons.append(f"{path.name} was built from other sources than these: install sparseling again")
+            continue
         handle.sparseling_has_bf16.restype = ctypes.c_int64
         return Library(variant, handle, bool(handle.sparseling_has_bf16())), f"C++ kernels, {variant}"
     return None, reasons[0] if reasons else "no variant for this CPU"
+
+
+def interface_of(handle: ctypes.CDLL) -> int:
+    """Its interface number; 0 for a library from before there was one."""
+    if not hasattr(handle, "sparseling_interface"):
+        return 0
+    handle.sparseling_interface.restype = ctypes.c_int64
+    return int(handle.sparseling_interface())
 
 
 def cpu_flags() -> set[str]:
@@ -105,7 +117,7 @@ def to_c(argument: Tensor | int | float | None) -> ctypes.c_void_p | ctypes.c_in
 
 
 def common(*tensors: Tensor) -> tuple[int, ...]:
-    """What every function takes first: the codes of the given tensors' dtypes, and the number of threads."""
+    """What a function of activations takes first: the codes of the given tensors' dtypes, and the number of threads."""
     return (*(CODES[t.dtype] for t in tensors), torch.get_num_threads())
 
 
@@ -116,9 +128,11 @@ def operand_dtype(x: Tensor) -> torch.dtype:
     return torch.bfloat16 if x.dtype == torch.bfloat16 and library.multiplies_bf16 else torch.float32
 
 
-def as_weight(weight: Tensor, x: Tensor) -> Tensor:
-    """A weight in a dtype that goes with activations `x`: fp32 with either, bf16 with bf16 only."""
-    return weight if x.dtype == torch.bfloat16 else weight.float()
+def as_weights(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    """Weights in the one dtype that goes with activations `x`: fp32 with either, bf16 with bf16 only."""
+    if x.dtype == torch.bfloat16 and all(weight.dtype == torch.bfloat16 for weight in weights):
+        return weights
+    return tuple(weight.float() for weight in weights)
 
 
 def require(fits: bool, *tensors: Tensor | None) -> None:

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from . import reference
 from .choose import path_for
-from .library import as_weight, call, common, operand_dtype, pad, require
+from .library import as_weights, call, common, operand_dtype, pad, require
 
 FEW_ROWS = 8  # below, packing the weights costs more than the product
 
@@ -24,7 +24,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if path == "cpu" and not few:
         require(weight.dim() == 2 and x.shape[-1] == weight.shape[1], x, weight)
         rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).to(operand_dtype(x))
-        y = CpuLinear.apply(rows, as_weight(weight, rows)).to(x.dtype).view(*x.shape[:-1], len(weight))
+        y = CpuLinear.apply(rows, *as_weights(rows, weight)).to(x.dtype).view(*x.shape[:-1], len(weight))
         return y if bias is None else y + bias.to(x.dtype)
     if path == "reference":
         return reference.linear(x, weight, bias)

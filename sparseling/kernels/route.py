@@ -57,7 +57,9 @@ def sort_by_expert(expert_ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor
 
     Raises `IndexError` for an id outside 0 .. num_experts - 1.
     """
-    flat = expert_ids.reshape(-1).contiguous()
+    flat = expert_ids.reshape(-1).long().contiguous()
+    if len(flat) >= 2**31:
+        raise ValueError(f"{len(flat):,} (token, expert) pairs at once are too many; give fewer tokens at a time")
     order, ends = torch.empty(len(flat), dtype=torch.int32), torch.empty(num_experts, dtype=torch.int64)
     out_of_range = torch.empty(1, dtype=torch.int64)
     call("sort_by_expert", len(flat), num_experts, flat, order, ends, out_of_range)

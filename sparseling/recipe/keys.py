@@ -15,6 +15,8 @@ from ..schema import describe, key
 
 TEXT_DOMAINS = tuple(domain for domain in DOMAINS if domain != "worked")
 
+MOST_BETA = 0.9999999  # at 1 the moments would never move
+
 
 @dataclass(frozen=True, kw_only=True)
 class LocalFiles:
@@ -95,8 +97,8 @@ class Optimizer:
     learning_rate: float = key("peak, reached after the warm-up and then constant", low=0.0)
     warmup_steps: int = key("steps of linear warm-up; a stage with start: continue has none", 2000, unit="steps")
     weight_decay: float = key("on matrices only", 0.1, low=0.0)
-    beta1: float = key("AdamW beta 1", 0.9, low=0.0, high=1.0)
-    beta2: float = key("AdamW beta 2", 0.95, low=0.0, high=1.0)
+    beta1: float = key("AdamW beta 1", 0.9, low=0.0, high=MOST_BETA)
+    beta2: float = key("AdamW beta 2", 0.95, low=0.0, high=MOST_BETA)
     clip_norm: float = key("gradient norm is clipped here", 1.0, low=0.0)
 
 

@@ -86,6 +86,7 @@ class StepResult:
     learning_rate: float
     verdict: spikes.Verdict
     counts: Tensor
+    sequences: int
 
 
 def train(model: LingForCausalLM, settings: LoopSettings, batch_at: BatchAt, folder: Path, what: str,
@@ -108,13 +109,9 @@ def train(model: LingForCausalLM, settings: LoopSettings, batch_at: BatchAt, fol
     with open_metrics(folder, progress.step) as log, stop_requests() as stop, bar(what, steps, progress.step) as line:
         while progress.step < steps:
             started = time.perf_counter()
-            batch_range = choose_batch(settings, progress)
-            result = run_step(model, optimizer, settings, progress, batch_at(*batch_range[:2]), batch_range)
-            progress.step += 1
-            if result.verdict != "skip":
-                progress.tokens += batch_range[1] * settings.seq_length
-            log.write(progress.step, step_metrics(model, settings, progress, result, batch_range[1], time.perf_counter() - started))
-            line.note(note_of(settings, result, batch_range[1], time.perf_counter() - started))
+            result = advance(model, optimizer, settings, progress, batch_at, settings.step_sequences[progress.step])
+            log.write(progress.step, step_metrics(model, settings, progress, result, time.perf_counter() - started))
+            line.note(note_of(settings, result, time.perf_counter() - started))
             line.advance()
             last = progress.step == steps
             if last or (settings.validate_every and progress.step % settings.validate_every == 0):
@@ -145,14 +142,25 @@ def restore(own: Path, continue_from: SavedState | None, tensors: dict[str, dict
     return Progress()
 
 
-def choose_batch(settings: LoopSettings, progress: Progress) -> tuple[int, int, bool]:
+def advance(model: LingForCausalLM, optimizer: AdamW, settings: LoopSettings, progress: Progress, batch_at: BatchAt,
+            new_sequences: int) -> StepResult:
+    """One step further: a batch (of `new_sequences`, if it is a new one) is drawn, run and counted."""
+    batch_range = choose_batch(progress, new_sequences)
+    result = run_step(model, optimizer, settings, progress, batch_at(*batch_range[:2]), batch_range)
+    progress.step += 1
+    if result.verdict != "skip":
+        progress.tokens += result.sequences * settings.seq_length
+    return result
+
+
+def choose_batch(progress: Progress, new_sequences: int) -> tuple[int, int, bool]:
     """(first sample index, sequences, second time) of the next step: a postponed batch that is due, else the next new one."""
     due = spikes.due_batch(progress.spikes, progress.step)
     if due is not None:
         return *due, True
-    first, sequences = progress.next_index, settings.step_sequences[progress.step]
-    progress.next_index += sequences
-    return first, sequences, False
+    first = progress.next_index
+    progress.next_index += new_sequences
+    return first, new_sequences, False
 
 
 def run_step(model: LingForCausalLM, optimizer: AdamW, settings: LoopSettings, progress: Progress, batch: Batch,
@@ -185,7 +193,7 @@ def run_step(model: LingForCausalLM, optimizer: AdamW, settings: LoopSettings, p
         optimizer.step(rate, grad_norm)
         if settings.bias_update_rate:
             update_bias(model.routers()[: len(counts)], counts, settings.bias_update_rate)
-    return StepResult(loss, mtp_loss if depths else None, z_loss, grad_norm, rate, verdict, counts)
+    return StepResult(loss, mtp_loss if depths else None, z_loss, grad_norm, rate, verdict, counts, sequences)
 
 
 def refuse_endless_divergence(state: spikes.SpikeState, rule: spikes.SpikeRule, loss: float, step: int) -> None:
@@ -195,14 +203,14 @@ def refuse_endless_divergence(state: spikes.SpikeState, rule: spikes.SpikeRule, 
                         "lower the learning_rate")
 
 
-def step_metrics(model: LingForCausalLM, settings: LoopSettings, progress: Progress, result: StepResult, sequences: int,
+def step_metrics(model: LingForCausalLM, settings: LoopSettings, progress: Progress, result: StepResult,
                  seconds: float) -> dict[str, Any]:
     """The figures of one step under their public names."""
-    tokens = sequences * settings.seq_length
+    tokens = result.sequences * settings.seq_length
     flops = training_flops_per_token(model.config, settings.seq_length) * tokens / seconds
     return {
         "tokens": progress.tokens, "loss": result.loss, "mtp_loss": result.mtp_loss, "z_loss": result.z_loss, "grad_norm": result.grad_norm,
-        "learning_rate": result.learning_rate, "batch_sequences": sequences, "tokens_per_second": round(tokens / seconds, 1),
+        "learning_rate": result.learning_rate, "batch_sequences": result.sequences, "tokens_per_second": round(tokens / seconds, 1),
         "flops_per_second": round(flops), "mfu": round(flops / settings.peak_flops, 4) if settings.peak_flops else None,
         "skipped": result.verdict == "skip", "slowed": result.verdict == "take slowly", "seconds": round(seconds, 4),
     } | load_figures(result.counts)
@@ -218,10 +226,10 @@ def log_validation(log: MetricsLog, model: LingForCausalLM, progress: Progress, 
         log.write(progress.step, {"tokens": progress.tokens, "validation_bits_per_byte": scores})
 
 
-def note_of(settings: LoopSettings, result: StepResult, sequences: int, seconds: float) -> str:
+def note_of(settings: LoopSettings, result: StepResult, seconds: float) -> str:
     """What stands at the end of the progress line."""
     skipped = "  spike: skipped" if result.verdict == "skip" else ""
-    return f"loss {result.loss:.3f}  {sequences * settings.seq_length / seconds:,.0f} tokens/s{skipped}"
+    return f"loss {result.loss:.3f}  {result.sequences * settings.seq_length / seconds:,.0f} tokens/s{skipped}"
 
 
 @contextmanager

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ..files import disk_full, write_aside
 from ..report.tensorboard import Events
@@ -74,15 +71,3 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         if isinstance(line, dict) and isinstance(line.get("step"), int):
             lines.append(line)
     return lines
-
-
-def matmul_peak_flops(threads: int, dtype: torch.dtype = torch.float32, size: int = 1024, seconds: float = 0.5) -> float:
-    """FLOP/s of the best [size, size] matrix product within `seconds`, at `threads` threads: the ceiling that MFU is a share of."""
-    torch.set_num_threads(threads)
-    a, b = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
-    best, start = float("inf"), time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        before = time.perf_counter()
-        torch.mm(a, b)
-        best = min(best, time.perf_counter() - before)
-    return 2 * size**3 / best

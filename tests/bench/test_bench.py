@@ -14,20 +14,22 @@ import pytest
 import torch
 
 from sparseling.accounting import count_parameters, training_flops_per_token
-from sparseling.bench import measure, peers
+from sparseling.bench import peers
 from sparseling.bench.experts import PRECISIONS, LayerShape, grouped_mm_experts, uneven_routing
 from sparseling.bench.growth import AXES, BASE, exponent, grown
-from sparseling.bench.measure import Candidate, matmul_peak, profile, time_in_turn
+from sparseling.bench.measure import Candidate, profile, time_in_turn
 from sparseling.bench.options import EXAMPLES
 from sparseling.bench.ours import our_candidate
 from sparseling.bench.picture import curves_picture
-from sparseling.bench.shapes import Shape, dense_config, peer_config, sparse_config
+from sparseling.bench.shapes import Shape, dense_config, peer_config, sparse_config, useful_flops_per_token
 from sparseling.bench.train import config_of
 from sparseling.cli import build_parser, main
 from sparseling.kernels import reference
 from sparseling.kernels.choose import describe
 from sparseling.model.transformer import LingForCausalLM
 from sparseling.progress import bar
+from sparseling.train import peak
+from sparseling.train.peak import matmul_peak
 
 TINY = Shape(layers=2, hidden=32, experts=4, width=32, top_k=2, vocab=64, seq_length=16, sequences=2)
 TINY_OPTIONS = "--layers 2 --hidden 32 --experts 4 --width 32 --top-k 2 --vocab 64 --seq-length 16 --sequences 2 --threads 1 --steps 2"
@@ -38,8 +40,8 @@ ROW = {"tokens_per_second", "gflops", "share_of_peak", "milliseconds_per_step", 
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A peak that takes no time, and torch's threads as they were."""
     threads = torch.get_num_threads()
-    monkeypatch.setattr(measure, "PEAK_SIZES", ((64, 64, 64),))
-    monkeypatch.setattr(measure, "PEAK_SECONDS", 0.01)
+    monkeypatch.setattr(peak, "SIZES", ((64, 64, 64),))
+    monkeypatch.setattr(peak.matmul_peak, "__defaults__", (0.01,))
     yield
     torch.set_num_threads(threads)
 
@@ -67,7 +69,7 @@ def test_train_without_the_peer_is_complete_and_consistent(dtype: str, capsys: p
     assert (got["dtype"], got["threads"], got["steps"], got["shape"]["experts"]) == (dtype, 1, 2, 4)
     for name in ("ours", "reference", "dense"):
         config = config_of(name, TINY)
-        check_row(got[name], TINY, training_flops_per_token(config, TINY.seq_length), got["matmul_peak_gflops"])
+        check_row(got[name], TINY, useful_flops_per_token(config, TINY.seq_length), got["matmul_peak_gflops"])
         assert got[name]["parameters"] == sum(p.numel() for p in LingForCausalLM(config).parameters())
         assert got[name]["loss"] == pytest.approx(math.log(TINY.vocab), rel=0.1)
         assert len(got[name]["milliseconds_of_steps"]) == 2
@@ -84,7 +86,7 @@ def test_train_finds_the_best_setting_of_the_peer(dtype: str, capsys: pytest.Cap
     pytest.importorskip("transformers")
     got = run(capsys, f"train {TINY_OPTIONS} --dtype {dtype} --only transformers,ours")
     theirs = got["transformers"]
-    check_row(theirs, TINY, training_flops_per_token(peer_config(TINY), TINY.seq_length), got["matmul_peak_gflops"])
+    check_row(theirs, TINY, useful_flops_per_token(peer_config(TINY), TINY.seq_length), got["matmul_peak_gflops"])
     assert theirs["loss"] == pytest.approx(math.log(TINY.vocab), rel=0.1)
     assert set(theirs["tried"]) == {setting.name for setting in peers.settings_of(dtype)}
     speeds = {name: tried["tokens_per_second"] for name, tried in theirs["tried"].items() if "tokens_per_second" in tried}
@@ -103,6 +105,16 @@ def test_the_peer_has_our_shape_without_the_shared_expert() -> None:
     kinds = [type(layer.mlp).__name__ for layer in model.model.layers]
     assert kinds == ["Qwen3MoeMLP", "Qwen3MoeSparseMoeBlock", "Qwen3MoeSparseMoeBlock"]
     assert model.model.layers[0].mlp.gate_proj.weight.shape == (32 * 4, 256)
+
+
+def test_each_setting_of_the_peer_runs_what_it_names() -> None:
+    pytest.importorskip("transformers")
+    for setting in peers.settings_of("fp32"):
+        (candidate,) = peers.peer_candidates(TINY, [setting])
+        operations = profile(candidate.step, top=1000)
+        grouped = any("grouped_mm" in name for name in operations)
+        assert grouped == (setting.experts == "grouped_mm"), sorted(operations)
+        assert ("aten::bmm" in operations) >= (setting.experts == "batched_mm")
 
 
 def test_a_setting_of_the_peer_that_needs_too_much_memory_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +163,7 @@ def test_growth_writes_a_picture_of_each_curve(tmp_path: Path, capsys: pytest.Ca
     assert [point["experts"] for point in curve["points"]] == [2, 4, 8]
     for point in curve["points"]:
         shape = grown(TINY, "experts", point["experts"])
-        check_row(point, shape, training_flops_per_token(sparse_config(shape), 16), got["matmul_peak_gflops"])
+        check_row(point, shape, useful_flops_per_token(sparse_config(shape), 16), got["matmul_peak_gflops"])
     assert curve["exponent"] == pytest.approx(exponent(curve["points"]))
     picture = Path(curve["picture"]).read_text()
     assert picture.count("<circle") == 3 and "active parameters the same" in picture and "milliseconds a step" in picture
@@ -180,6 +192,13 @@ def test_pictures_are_linear_from_zero() -> None:
     slopes = [(y1 - y0) / (x1 - x0) for (x0, y0), (x1, y1) in pairwise(dots)]
     assert slopes[0] == pytest.approx(slopes[1], rel=0.02)
     assert "0" in [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_useful_flops_count_the_keys_that_a_causal_mask_lets_through() -> None:
+    config, seq = sparse_config(TINY), 16
+    seen = sum(range(1, seq + 1)) / seq  # keys of a query, on average; each costs a product with a key and one with a value
+    spared = 3 * config.num_hidden_layers * 4 * config.num_attention_heads * config.head_dim * (seq - seen)
+    assert useful_flops_per_token(config, seq) == pytest.approx(training_flops_per_token(config, seq) - spared, rel=0.01)
 
 
 def test_dense_model_has_as_many_active_parameters() -> None:

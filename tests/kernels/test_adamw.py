@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -79,13 +80,45 @@ def test_a_broken_gradient_shows_in_the_norm(path: str, value: float, place: int
     assert not math.isfinite(gradient_norm([torch.ones(5), grad]))
 
 
-def test_misfitting_gradients_are_refused(variant: str) -> None:
-    parameter = torch.zeros(4, 2)
+def test_misfitting_gradients_are_refused_and_nothing_is_changed(variant: str) -> None:
+    parameters = [torch.ones(3), torch.ones(4, 2)]
+    moments = [Moments.zero(p) for p in parameters]
     with pytest.raises(ValueError, match="do not fit"):
-        adamw([parameter], [torch.zeros(2, 4)], [Moments.zero(parameter)], [0.0], RATES)
+        adamw(parameters, [torch.ones(3), torch.ones(2, 4)], moments, [0.0, 0.0], RATES)
+    assert all(torch.equal(p, torch.ones_like(p)) for p in parameters) and all(float(own.step) == 0 for own in moments)
 
 
-def test_huge_steps_stay_finite_where_the_gradient_is_zero(path: str) -> None:
+def test_parameters_that_are_not_contiguous_are_refused(path: str) -> None:
+    parameter = torch.ones(6, 5).t()
+    with pytest.raises(ValueError, match="not contiguous"):
+        adamw([parameter], [torch.ones(5, 6)], [Moments.zero(parameter)], [0.1], RATES)
+
+
+@pytest.mark.parametrize(("beta1", "beta2"), [(0, 0.999), (0.5, 0.99999), (0.99, 0)])
+def test_other_betas_equal_torch_in_float64(path: str, beta1: float, beta2: float) -> None:
+    rates = dataclasses.replace(RATES, beta1=beta1, beta2=beta2)
+    parameter, grads = torch.randn(40, generator=generator(0)), [torch.randn(40, generator=generator(n)) for n in (1, 2, 3)]
+    wide = parameter.double().requires_grad_()
+    optimizer = torch.optim.AdamW([wide], lr=rates.learning_rate, betas=(float(beta1), float(beta2)), eps=rates.epsilon, weight_decay=0.1)
+    moments = [Moments.zero(parameter)]
+    for grad in grads:
+        wide.grad = rates.grad_scale * grad.double()
+        optimizer.step()
+        adamw([parameter], [grad], moments, [0.1], rates)
+    torch.testing.assert_close(parameter.double(), wide.detach(), rtol=1e-5, atol=2e-6)
+
+
+def test_autograd_knows_that_the_parameter_has_changed(variant: str) -> None:
+    parameter = torch.ones(4, requires_grad=True)
+    loss = parameter.square().sum()
+    loss.backward(retain_graph=True)
+    with torch.no_grad():
+        adamw([parameter], [torch.ones(4)], [Moments.zero(parameter)], [0.0], RATES)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_zero_gradient_decays_only(path: str) -> None:
     parameter = torch.ones(40)
     adamw([parameter], [torch.zeros(40)], [Moments.zero(parameter)], [0.5], RATES)
     torch.testing.assert_close(parameter, torch.full((40,), 1 - 0.5 * 3e-2))

@@ -77,6 +77,14 @@ def test_a_variant_that_was_not_built_is_named(monkeypatch: pytest.MonkeyPatch, 
         assert path_for(X) == "torch" and f"({name or 'avx512_bf16'}) were not built" in reason
 
 
+def test_a_library_built_from_other_sources_is_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "INTERFACE", library.INTERFACE + 1)
+    if not library.cpu_flags() >= VARIANTS["avx2"] or library.built_file("avx2") is None:
+        pytest.skip("no avx2 here")
+    with kernels("avx2") as reason:
+        assert path_for(X) == "torch" and "was built from other sources than these: install sparseling again" in reason
+
+
 def test_a_file_that_does_not_load_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "_cpu.so").write_bytes(b"no library")
     monkeypatch.setattr(library, "cpu_flags", lambda: set().union(*VARIANTS.values()))

@@ -189,3 +189,16 @@ def test_second_derivatives_are_refused(variant: str, name: str) -> None:
     first = torch.autograd.grad(operation.function(*inputs).square().sum(), wanted, create_graph=True)
     with pytest.raises(RuntimeError, match=r"once_differentiable|used in the graph"):
         torch.autograd.grad(sum(g.square().sum() for g in first), wanted)
+
+
+@pytest.mark.parametrize("name", ["swiglu", "experts"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("others", [torch.bfloat16, torch.float32, torch.float64])
+def test_weights_of_one_call_may_have_several_dtypes(variant: str, name: str, dtype: torch.dtype, others: torch.dtype) -> None:
+    operation, inputs = EVERY[name]
+    *rest, last = cast(operation, inputs, dtype, torch.float32 if others == torch.bfloat16 else torch.bfloat16)
+    mixed = (*rest, last.to(others))
+    got = results(operation, mixed)
+    assert got[-1].dtype == others and got[-2].dtype == rest[-1].dtype
+    for a, b in zip(got, truth(operation, mixed), strict=True):
+        assert_close(a, b, 2**-6 if torch.bfloat16 in (dtype, a.dtype) else 1e-5, operation.natural_size)

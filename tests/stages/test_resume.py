@@ -19,7 +19,7 @@ import yaml
 from sparseling.checkpoint.state import list_checkpoints
 from sparseling.errors import UserError
 from sparseling.files import locked, sha256_of_file
-from sparseling.recipe import recipe_from
+from sparseling.recipe import load_recipe, recipe_from
 from sparseling.report.build import write_report
 from sparseling.runner import run_recipe
 from sparseling.study.tasks.families import evaluation_problems
@@ -315,3 +315,18 @@ def test_balance_bias_moves_in_pretraining_and_is_frozen_in_fine_tuning(undistur
     bias = {stage: load_model(whole / stage / "model").routers()[0].expert_bias for stage in ("pretrain", "merge", "sft")}
     assert bias["pretrain"].abs().max() > 0
     assert (bias["merge"] == bias["sft"]).all()
+
+
+def test_going_on_with_other_kernels_is_said(recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    recipe, run = load_recipe(recipe_file), tmp_path / "run"
+    run_recipe(recipe, run, until="data")
+    machine = json.loads((run / "machine.json").read_text())
+    assert f"kernels: {machine['kernels']}" in capsys.readouterr().err
+    (run / "machine.json").write_text(json.dumps(machine | {"kernels": "kernels of another machine"}))
+    run_recipe(recipe, run, until="data")
+    said = capsys.readouterr().err
+    assert f"kernels: {machine['kernels']}" in said and "this run began with kernels of another machine" in said
+    del machine["precision"]  # as an older version left it
+    (run / "machine.json").write_text(json.dumps(machine))
+    run_recipe(recipe, run, until="data")
+    assert json.loads((run / "machine.json").read_text())["precision"] in ("bf16", "fp32")

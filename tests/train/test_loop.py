@@ -57,8 +57,8 @@ def one_batch_spikes(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, int] = {}
     choose = loop.choose_batch
 
-    def remember(s: LoopSettings, p: Progress) -> tuple[int, int, bool]:
-        seen["first"], *_ = result = choose(s, p)
+    def remember(p: Progress, new_sequences: int) -> tuple[int, int, bool]:
+        seen["first"], *_ = result = choose(p, new_sequences)
         return result
 
     monkeypatch.setattr(loop, "choose_batch", remember)
