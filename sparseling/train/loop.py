@@ -207,7 +207,8 @@ def step_metrics(model: LingForCausalLM, settings: LoopSettings, progress: Progr
                  seconds: float) -> dict[str, Any]:
     """The figures of one step under their public names."""
     tokens = result.sequences * settings.seq_length
-    flops = training_flops_per_token(model.config, settings.seq_length) * tokens / seconds
+    config = model.config if settings.loss_weights.mtp > 0 else model.config.replace(num_nextn_predict_layers=0)
+    flops = training_flops_per_token(config, settings.seq_length) * tokens / seconds
     return {
         "tokens": progress.tokens, "loss": result.loss, "mtp_loss": result.mtp_loss, "z_loss": result.z_loss, "grad_norm": result.grad_norm,
         "learning_rate": result.learning_rate, "batch_sequences": result.sequences, "tokens_per_second": round(tokens / seconds, 1),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sparseling.accounting import training_flops_per_token
 from sparseling.checkpoint.state import SavedState, checkpoint_folder, list_checkpoints
 from sparseling.config import preset
 from sparseling.data.batches import Batch
@@ -16,6 +17,7 @@ from sparseling.model.transformer import LingForCausalLM, initialize
 from sparseling.train import loop
 from sparseling.train.loop import Interrupted, LoopSettings, Progress, train
 from sparseling.train.metrics import read_metrics
+from sparseling.train.objective import LossWeights
 from sparseling.train.optimizer import AdamWSettings
 from sparseling.train.spikes import SpikeRule
 
@@ -128,3 +130,12 @@ def test_a_model_without_experts_trains(tmp_path: Path) -> None:
     model = initialize(LingForCausalLM(config), 0)
     progress = train(model, settings(), batch_at, tmp_path, "dense", lambda m: {}, lambda m, step: None)
     assert progress.step == STEPS
+
+
+@pytest.mark.parametrize(("mtp", "layers"), [(0.1, 1), (0.0, 0)])
+def test_layers_whose_loss_has_no_weight_are_not_counted_as_computed(tmp_path: Path, mtp: float, layers: int) -> None:
+    run(tmp_path, loss_weights=LossWeights(mtp=mtp))
+    computed = training_flops_per_token(preset("pico").replace(num_nextn_predict_layers=layers), SEQ)
+    for line in read_metrics(tmp_path / "metrics.jsonl"):
+        if "loss" in line:
+            assert line["flops_per_second"] / line["tokens_per_second"] == pytest.approx(computed, rel=1e-3)
