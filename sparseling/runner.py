@@ -27,6 +27,7 @@ from .kernels.choose import DTYPES, default_training_dtype, describe
 from .progress import say
 from .recipe import Eval, Merge, Pretrain, Recipe, Sft, Stage, plain, resolved
 from .stages.context import Context
+from .train.device import memory_bytes, one_order_of_adding, training_device
 from .train.memory import keep_freed_memory
 
 Run = Callable[[Context], dict[str, Any]]
@@ -39,15 +40,16 @@ def run_recipe(recipe: Recipe, run_folder: Path, until: str | None = None) -> Pa
     Raises `UserError` when a finished or begun stage in the folder was made from other settings (nothing is overwritten), or when another
     process is at work in the folder. SIGTERM ends it as Ctrl-C does.
     """
-    refuse_too_large(recipe)
+    device = training_device(recipe.device)
+    refuse_too_large(recipe, device)
     torch.set_num_threads(recipe.threads)
     keep_freed_memory()
     run_folder.mkdir(parents=True, exist_ok=True)
-    with locked(run_folder), sigterm_as_interrupt():
-        return run_stages(recipe, run_folder, until)
+    with locked(run_folder), sigterm_as_interrupt(), one_order_of_adding(device):
+        return run_stages(recipe, run_folder, until, device)
 
 
-def run_stages(recipe: Recipe, run_folder: Path, until: str | None) -> Path | None:
+def run_stages(recipe: Recipe, run_folder: Path, until: str | None, device: str) -> Path | None:
     """`run_recipe` in a folder that is ours."""
     plan = [("data", hash_of({"data": plain(dataclasses.asdict(recipe.data)), "seed": recipe.seed}), run_function(None))]
     for stage in recipe.stages:
@@ -55,16 +57,16 @@ def run_stages(recipe: Recipe, run_folder: Path, until: str | None) -> Path | No
     check_unchanged(run_folder, [(name, own_hash) for name, own_hash, _ in plan])
     with write_aside(run_folder / "recipe.yaml") as stream:
         stream.write(resolved(recipe))
-    machine = machine_of(run_folder, recipe)
-    say(f"kernels: {describe()}, {machine['precision']}")
-    if machine["kernels"] != describe():
+    machine, kernels = machine_of(run_folder, recipe, device), describe(device)
+    say(f"kernels: {kernels}, {machine['precision']}")
+    if machine["kernels"] != kernels:
         say(f"warning: this run began with {machine['kernels']}: what is left of it will not have the bits that it would have had")
     inputs = {stage.name: files_read_by(stage) for stage in recipe.stages} | {"data": tokenizer_files(recipe)}
     check_files(run_folder, inputs)
     worked = False
     for position, (name, own_hash, function) in enumerate(plan):
         context = Context(recipe, run_folder, name, tuple(n for n, _, _ in plan[:position]), machine["matmul_peak_flops"],
-                          DTYPES[machine["precision"]])
+                          DTYPES[machine["precision"]], device)
         worked |= run_stage(context, own_hash, inputs[name], function)
         if name == until:
             return None
@@ -191,33 +193,39 @@ def run_stage(context: Context, own_hash: str, files: tuple[str, ...], function:
     return True
 
 
-def refuse_too_large(recipe: Recipe) -> None:
+def refuse_too_large(recipe: Recipe, device: str) -> None:
     """Training keeps weights, gradients and two moments in fp32: 16 bytes a parameter. Say so before days are lost, not after."""
     needed = 16 * count_parameters(recipe.model).total
-    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    present, what = memory_bytes(device), "machine" if device == "cpu" else "GPU"
+    mend = "choose a smaller model" if device == "cpu" else "choose a smaller model, or device: cpu"
     if needed > present:
-        raise UserError(f"model: {needed // 16:,} parameters need {needed / 2**30:,.0f} GiB to train on one machine, this one has "
-                        f"{present / 2**30:.0f} GiB; choose a smaller model (training over many machines is not built yet)")
+        raise UserError(f"model: {needed // 16:,} parameters need {needed / 2**30:,.0f} GiB to train on one {what}, this one has "
+                        f"{present / 2**30:.0f} GiB; {mend} (training over many machines is not built yet)")
 
 
-def machine_of(run_folder: Path, recipe: Recipe) -> dict[str, Any]:
-    """What the run runs on, found out once and kept: processor, threads, memory, versions, precision, matmul peak in FLOP/s."""
+def machine_of(run_folder: Path, recipe: Recipe, device: str) -> dict[str, Any]:
+    """What the run runs on, found out once and kept: processor, device, threads, memory, versions, precision, matmul peak in FLOP/s.
+
+    With other threads, another device or another precision it is found out anew, but the kernels that the run began with stay, and so does
+    what precision `auto` meant.
+    """
     path = run_folder / "machine.json"
-    if path.exists():
-        machine: dict[str, Any] = read_json(path)
-        if machine["threads"] == recipe.threads and "precision" in machine and recipe.precision in ("auto", machine["precision"]):
-            return machine
+    began: dict[str, Any] = read_json(path) if path.exists() else {}
+    same = began.get("threads") == recipe.threads and began.get("device", "cpu") == device
+    if same and "precision" in began and recipe.precision in ("auto", began["precision"]):
+        return began
     from .train.peak import matmul_peak
 
-    dtype = default_training_dtype() if recipe.precision == "auto" else DTYPES[recipe.precision]
-
+    if recipe.precision != "auto":
+        dtype = DTYPES[recipe.precision]
+    else:
+        dtype = DTYPES[began["precision"]] if "precision" in began else default_training_dtype(device)
     machine = {
-        "processor": processor_name(), "cores": os.cpu_count(), "threads": recipe.threads,
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "system": f"{platform.system()} {platform.machine()}", "python": platform.python_version(), "torch": torch.__version__,
-        "sparseling": __version__, "precision": next(name for name, each in DTYPES.items() if each == dtype), "kernels": describe(),
-        "matmul_peak_flops": round(matmul_peak(dtype, PEAK_SECONDS)),
-        "started": time.strftime("%Y-%m-%d %H:%M %Z"),
+        "processor": processor_name(), "device": device, "cores": os.cpu_count(), "threads": recipe.threads,
+        "memory_bytes": memory_bytes("cpu"), "system": f"{platform.system()} {platform.machine()}", "python": platform.python_version(),
+        "torch": torch.__version__, "sparseling": __version__,
+        "precision": next(name for name, each in DTYPES.items() if each == dtype), "kernels": began.get("kernels", describe(device)),
+        "matmul_peak_flops": round(matmul_peak(dtype, device, PEAK_SECONDS)), "started": time.strftime("%Y-%m-%d %H:%M %Z"),
     }
     write_json(path, machine)
     return machine

@@ -18,6 +18,7 @@ from ..kernels.choose import describe
 from ..kernels.experts import experts
 from ..kernels.route import route
 from ..progress import bar
+from ..train.device import wait_for_device
 from ..train.memory import keep_freed_memory
 from ..train.peak import matmul_peak
 from .measure import Candidate, Timing, time_in_turn
@@ -43,7 +44,8 @@ class LayerShape:
         return 3 * self.tokens * self.top_k * 6 * self.hidden * self.width
 
 
-def bench_experts(shape: LayerShape, counts: Sequence[int], dtype: str, threads: int, steps: int, peer: bool = False) -> dict[str, Any]:
+def bench_experts(shape: LayerShape, counts: Sequence[int], dtype: str, threads: int, steps: int, peer: bool = False,
+                  device: str = "cpu") -> dict[str, Any]:
     """Time the layer for every number of experts in `counts`, in rounds; with `peer` also on torch's grouped_mm.
 
     Returns one plain object: figures and the load's largest over its mean by number of experts.
@@ -54,17 +56,17 @@ def bench_experts(shape: LayerShape, counts: Sequence[int], dtype: str, threads:
     torch.set_num_threads(threads)
     keep_freed_memory()
     activations, weights = PRECISIONS[dtype]
-    before = matmul_peak(activations)
+    before = matmul_peak(activations, device)
     candidates, loads = [], {}
     for count in counts:
         expert_ids, scores = uneven_routing(shape, count)
         loads[count] = torch.bincount(expert_ids.flatten(), minlength=count).max().item() * count / expert_ids.numel()
         for name, layer in {"ours": experts, **({"grouped_mm": grouped_mm_experts} if peer else {})}.items():
-            step = layer_step(layer, shape, count, expert_ids, scores, activations, weights)
+            step = layer_step(layer, shape, count, expert_ids, scores, activations, weights, device)
             candidates.append(Candidate(f"{count} {name}", step))
     with bar("bench experts", len(candidates) * (steps + 1)) as line:
         timings = time_in_turn(candidates, steps, line)
-    peak = max(before, matmul_peak(activations))
+    peak = max(before, matmul_peak(activations, device))
     by_experts = {}
     for count in counts:
         ours: dict[str, Any] = figures(timings[f"{count} ours"], shape, peak) | {"max_over_mean_load": loads[count]}
@@ -74,7 +76,7 @@ def bench_experts(shape: LayerShape, counts: Sequence[int], dtype: str, threads:
         by_experts[str(count)] = ours
     return {
         "matmul_peak_gflops": peak / 1e9, "dtype": dtype, "threads": threads, "steps": steps, "shape": dataclasses.asdict(shape),
-        "kernels": describe(), "useful_flops": shape.flops, "by_experts": by_experts,
+        "kernels": describe(device), "device": device, "useful_flops": shape.flops, "by_experts": by_experts,
         "share_of_peak": {count: values["share_of_peak"] for count, values in by_experts.items()},
     }
 
@@ -89,21 +91,23 @@ def uneven_routing(shape: LayerShape, count: int) -> tuple[Tensor, Tensor]:
 
 
 def layer_step(layer: Layer, shape: LayerShape, count: int, expert_ids: Tensor, scores: Tensor, activations: torch.dtype,
-               weights: torch.dtype) -> Callable[[], float]:
+               weights: torch.dtype, device: str = "cpu") -> Callable[[], float]:
     """Forward and backward to inputs, routing weights and parameters; the step returns the seconds of its forward."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*sizes: int, dtype: torch.dtype, std: float) -> Tensor:
-        return (torch.randn(*sizes, generator=generator) * std).to(dtype)
+        return (torch.randn(*sizes, generator=generator) * std).to(device, dtype)
 
     x, grad = (random(shape.tokens, shape.hidden, dtype=activations, std=1.0) for _ in range(2))
     gate_up = random(count, 2 * shape.width, shape.hidden, dtype=weights, std=shape.hidden**-0.5)
     down = random(count, shape.hidden, shape.width, dtype=weights, std=shape.width**-0.5)
-    leaves = [t.requires_grad_() for t in (x, scores.clone(), gate_up, down)]
+    expert_ids = expert_ids.to(device)
+    leaves = [t.requires_grad_() for t in (x, scores.to(device, copy=True), gate_up, down)]
 
     def step() -> float:
         start = time.perf_counter()
         y = layer(leaves[0], expert_ids, *leaves[1:])
+        wait_for_device()
         forward = time.perf_counter() - start
         y.backward(grad)
         for leaf in leaves:
@@ -122,7 +126,7 @@ def grouped_mm_experts(x: Tensor, expert_ids: Tensor, weights: Tensor, gate_up_p
     gate, up = F.grouped_mm(rows, gate_up_proj.to(x.dtype).transpose(1, 2), offs=ends).chunk(2, dim=-1)
     y = F.grouped_mm(F.silu(gate) * up, down_proj.to(x.dtype).transpose(1, 2), offs=ends)
     position = torch.empty_like(order)
-    position[order] = torch.arange(len(order))
+    position[order] = torch.arange(len(order), device=order.device)
     by_token = y.index_select(0, position).view(tokens, k, -1)
     return torch.bmm(weights.to(x.dtype).unsqueeze(1), by_token).squeeze(1)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..progress import Bar
+from ..train.device import wait_for_device
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,10 @@ def time_in_turn(candidates: Sequence[Candidate], repetitions: int, line: Bar, m
 
 def run_once(candidate: Candidate, timing: Timing, keep: bool) -> None:
     """One run; its time and value are kept when told."""
+    wait_for_device()
     start = time.perf_counter()
     value = candidate.step()
+    wait_for_device()
     seconds = time.perf_counter() - start
     if keep:
         timing.seconds.append(seconds)
@@ -68,10 +71,16 @@ def run_once(candidate: Candidate, timing: Timing, keep: bool) -> None:
 
 
 def profile(step: Callable[[], object], top: int = 12) -> dict[str, float]:
-    """Share of one step's time by operation, its own time without that of operations inside it; the `top` largest, largest first."""
+    """Share of one step's time by operation, its own time without that of operations inside it; the `top` largest, largest first.
+
+    Where a GPU is in use, its kernels' time.
+    """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it reports its own start and end on stderr
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as record:
+    on_gpu = torch.cuda.is_initialized()
+    activity = torch.profiler.ProfilerActivity.CUDA if on_gpu else torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[activity]) as record:
         step()
-    own = {event.key: float(event.self_cpu_time_total) for event in record.key_averages()}
+        wait_for_device()
+    own = {e.key: float(e.self_device_time_total if on_gpu else e.self_cpu_time_total) for e in record.key_averages()}
     total = sum(own.values()) or 1.0
     return {name: own[name] / total for name in sorted(own, key=lambda name: -own[name])[:top]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -34,7 +35,7 @@ def add_subcommands(parser: argparse.ArgumentParser) -> None:
     train = subcommand("train", "a whole training step: ours, on PyTorch operations, dense, and transformers", train_verb)
     add_shape_options(train, sequences=16)
     train.add_argument("--only", type=names, metavar="NAME,...", help="of ours, reference, dense, transformers (default: all)")
-    add_run_options(train, ["bf16", "fp32"], steps=5)
+    add_run_options(train, ["bf16", "fp32"], steps=5, gpu=True)
 
     experts = subcommand("experts", "the expert layer alone, against the number of experts", experts_verb)
     experts.add_argument("--experts", type=positives, default=[8, 16, 32, 64, 128, 256], metavar="N,...",
@@ -43,7 +44,7 @@ def add_subcommands(parser: argparse.ArgumentParser) -> None:
                                   ("top-k", 8, "experts that a token goes to")):
         experts.add_argument(f"--{option}", type=positive, default=default, metavar="N", help=f"{what} (default {default})")
     experts.add_argument("--peer", action="store_true", help="also on torch.nn.functional.grouped_mm")
-    add_run_options(experts, ["bf16", "fp32", "mixed"], steps=5)
+    add_run_options(experts, ["bf16", "fp32", "mixed"], steps=5, gpu=True)
 
     growth = subcommand("growth", "the time of our training step as one thing grows", growth_verb)
     growth.add_argument("--axis", default="all", help="experts, tokens, depth, width, length, or all (default all)")
@@ -78,10 +79,13 @@ def add_shape_options(parser: argparse.ArgumentParser, sequences: int) -> None:
         parser.add_argument(f"--{option}", type=positive, default=default, metavar="N", help=f"{what} (default {default})")
 
 
-def add_run_options(parser: argparse.ArgumentParser, dtypes: list[str], steps: int) -> None:
-    """What those that time steps have: precision, threads, repetitions, JSON."""
+def add_run_options(parser: argparse.ArgumentParser, dtypes: list[str], steps: int, gpu: bool = False) -> None:
+    """What those that time steps have: precision, device where `gpu`, threads, repetitions, JSON."""
     about = "; mixed: bf16 activations, fp32 weights" if "mixed" in dtypes else ""
-    parser.add_argument("--dtype", choices=dtypes, help=f"to compute in (default: bf16 where the CPU multiplies it, else fp32{about})")
+    parser.add_argument("--dtype", choices=dtypes,
+                        help=f"to compute in (default: bf16 on a GPU or where the CPU multiplies it fast, else fp32{about})")
+    if gpu:
+        parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to compute (default cpu)")
     parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1, metavar="N", help="CPU threads (default: all)")
     parser.add_argument("--steps", type=positive, default=steps, metavar="N", help=f"repetitions; the median counts (default {steps})")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
@@ -92,7 +96,7 @@ def train_verb(options: argparse.Namespace) -> None:
     from .train import NAMES, bench_train
 
     only = NAMES if options.only is None else list(dict.fromkeys(options.only))
-    result = bench_train(shape_of(options), dtype_of(options), options.threads, options.steps, only)
+    result = bench_train(shape_of(options), dtype_of(options), options.threads, options.steps, only, options.device)
     print(json.dumps(result) if options.json else train_table(result))
 
 
@@ -101,7 +105,8 @@ def experts_verb(options: argparse.Namespace) -> None:
     from .table import experts_table
 
     shape = LayerShape(options.tokens, options.hidden, options.width, options.top_k)
-    result = bench_experts(shape, sorted(set(options.experts)), dtype_of(options), options.threads, options.steps, options.peer)
+    result = bench_experts(shape, sorted(set(options.experts)), dtype_of(options), options.threads, options.steps, options.peer,
+                           options.device)
     print(json.dumps(result) if options.json else experts_table(result))
 
 
@@ -125,13 +130,13 @@ def race_verb(options: argparse.Namespace) -> None:
     from .racers import racers_of
     from .table import race_table
 
-    recipe = load_recipe(options.recipe)
+    recipe = dataclasses.replace(load_recipe(options.recipe), device="cpu")
     rate = first_pretrain(recipe).optimizer.learning_rate
     racers = racers_of(recipe.model, rate, options.dense)
     folder = options.runs / recipe.name
     out = options.out or folder / "race"
     refuse_to_overwrite(out)  # before text is fetched, too
-    run_recipe(recipe, folder, until="data")
+    run_recipe(recipe, folder, until="data")  # on the CPU, where the race is run
     result = race(course_of(recipe, folder), racers, 60 * options.minutes, options.points, options.rates or [rate / 2, rate, 2 * rate], out)
     print(json.dumps(result) if options.json else race_table(result))
 
@@ -145,9 +150,12 @@ def shape_of(options: argparse.Namespace) -> Shape:
 
 
 def dtype_of(options: argparse.Namespace) -> str:
-    """--dtype, or the one that training uses on this CPU."""
+    """--dtype, or the one that training uses on this CPU or GPU. Raises `UsageError` where there is no GPU."""
     import torch
 
     from ..kernels.choose import default_training_dtype
 
-    return options.dtype or ("bf16" if default_training_dtype() == torch.bfloat16 else "fp32")
+    device = getattr(options, "device", "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device: this machine has no CUDA device that torch can use; leave the option out")
+    return options.dtype or ("bf16" if default_training_dtype(device) == torch.bfloat16 else "fp32")

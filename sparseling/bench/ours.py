@@ -26,10 +26,10 @@ def random_batch(shape: Shape) -> Batch:
     return Batch(ids, labels, torch.zeros_like(ids))
 
 
-def our_candidate(name: str, config: ModelConfig, shape: Shape, dtype: torch.dtype, path: Path = "cpu") -> Candidate:
+def our_candidate(name: str, config: ModelConfig, shape: Shape, dtype: torch.dtype, path: Path = "cpu", device: str = "cpu") -> Candidate:
     """Our model on one path of the kernels: fp32 weights and optimiser, activations in `dtype`."""
-    model = initialize(LingForCausalLM(config), SEED)
-    batch = random_batch(shape)
+    model = initialize(LingForCausalLM(config), SEED).to(device)
+    batch = random_batch(shape).to(device)
     settings = LoopSettings(SEED, shape.seq_length, (), AdamWSettings(LEARNING_RATE), micro_batch_sequences=shape.sequences,
                             bias_update_rate=0.0, dtype=dtype)
     optimizer, progress = build_optimizer(model, settings.optimizer), Progress()

@@ -1,4 +1,4 @@
-"""The peer: Qwen3-MoE of the library transformers, in the same shape, in the fastest of the settings that it offers on a CPU.
+"""The peer: Qwen3-MoE of the library transformers, in the same shape, in the fastest of the settings that it offers.
 
 It has no shared expert, so it does less work a token; everything else is of our size, the dense first layer included.
 """
@@ -6,7 +6,6 @@ It has no shared expert, so it does less work a token; everything else is of our
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,16 +16,17 @@ from torch import Tensor
 from ..errors import UserError
 from ..kernels.choose import DTYPES
 from ..progress import Bar
+from ..train.device import memory_bytes
 from ..train.optimizer import AdamWSettings
 from .measure import Candidate, Timing, time_in_turn
 from .ours import LEARNING_RATE, SEED, random_batch
 from .shapes import HEAD_DIM, Shape, sparse_config
 
-EXPERTS = ("eager", "grouped_mm", "batched_mm")  # its implementations that run on a CPU
+EXPERTS = ("eager", "grouped_mm", "batched_mm")  # its implementations
 PRECISIONS = {"fp32": ("fp32",), "bf16": ("fp32", "bf16 autocast", "bf16")}  # what competes at each --dtype
 FINALISTS = 2  # settings that are measured fully
 WITHOUT = "leave it out with --only ours,reference,dense"
-MEMORY_SHARE = 0.4  # of the machine's memory that one setting may take
+MEMORY_SHARE = 0.4  # of the device's memory that one setting may take
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,13 @@ def build_peer(shape: Shape) -> Any:
     )).train()
 
 
-def peer_candidates(shape: Shape, settings: Sequence[Setting]) -> list[Candidate]:
+def peer_candidates(shape: Shape, settings: Sequence[Setting], device: str = "cpu") -> list[Candidate]:
     """One candidate for each setting. Those of one dtype of weights share a model and its optimiser."""
-    batch, candidates = random_batch(shape), []
+    batch, candidates = random_batch(shape).to(device), []
     for low in (False, True):
         wanted = [setting for setting in settings if (setting.precision == "bf16") == low]
         if wanted:
-            model = build_peer(shape)
+            model = build_peer(shape).to(device)
             model = model.bfloat16() if low else model
             optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
             candidates += [peer_candidate(setting, model, optimizer, batch.input_ids) for setting in wanted]
@@ -89,7 +89,7 @@ def peer_candidate(setting: Setting, model: Any, optimizer: torch.optim.AdamW, i
 
     def step() -> float:
         model.config._experts_implementation = setting.experts
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        with torch.autocast(input_ids.device.type, dtype=torch.bfloat16, enabled=autocast):
             loss = model(input_ids=input_ids, labels=input_ids).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), AdamWSettings.clip_norm)
@@ -108,15 +108,15 @@ def gathered_bytes(shape: Shape, setting: Setting) -> int:
     return (shape.layers - 1) * shape.tokens * shape.top_k * 3 * shape.hidden * shape.width * itemsize
 
 
-def finalists(shape: Shape, dtype: str, repetitions: int, line: Bar) -> tuple[list[Setting], dict[str, Any]]:
+def finalists(shape: Shape, dtype: str, repetitions: int, line: Bar, device: str = "cpu") -> tuple[list[Setting], dict[str, Any]]:
     """The fastest settings in a few steps, at most `FINALISTS`, and what every one did: {"tokens_per_second"} or {"not_run": why}.
 
     More than one, for a few steps on a busy machine do not tell near ones apart.
     """
-    memory = MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = MEMORY_SHARE * memory_bytes(device)
     settings = settings_of(dtype)
     fitting = [setting for setting in settings if gathered_bytes(shape, setting) <= memory]
-    timings = time_in_turn(peer_candidates(shape, fitting), repetitions, line, may_fail=True)
+    timings = time_in_turn(peer_candidates(shape, fitting, device), repetitions, line, may_fail=True)
     gc.collect()  # the models of all settings, before more are built
     line.advance((len(settings) - len(fitting)) * (repetitions + 1))
     tried = {}

@@ -24,8 +24,8 @@ NAMES = ("ours", "reference", "dense", "transformers")
 TRIES = 2  # timed steps of each of the peer's settings, before the best ones are measured fully
 
 
-def bench_train(shape: Shape, dtype: str, threads: int, steps: int, only: Sequence[str] = NAMES) -> dict[str, Any]:
-    """Measure the candidates in `only`, `steps` timed steps each, all in `dtype` ("bf16" or "fp32") and at `threads` threads.
+def bench_train(shape: Shape, dtype: str, threads: int, steps: int, only: Sequence[str] = NAMES, device: str = "cpu") -> dict[str, Any]:
+    """Measure the candidates in `only`, `steps` timed steps each, all in `dtype` ("bf16" or "fp32") on a device, at `threads` CPU threads.
 
     Returns one plain object: a row for each candidate, ratios of our tokens per second to theirs (None where one was left out), the
     matmul peak before and after, and where our step spends its time.
@@ -37,12 +37,12 @@ def bench_train(shape: Shape, dtype: str, threads: int, steps: int, only: Sequen
         require_transformers()
     torch.set_num_threads(threads)
     keep_freed_memory()
-    before = matmul_peak(DTYPES[dtype])
+    before = matmul_peak(DTYPES[dtype], device)
     settings = len(settings_of(dtype)) * (TRIES + 1) + (FINALISTS - 1) * (steps + 1) if "transformers" in only else 0
     with bar("bench train", settings + len(only) * (steps + 1)) as line:
-        candidates, tried = build(shape, dtype, only, line)
+        candidates, tried = build(shape, dtype, only, line, device)
         measured = time_in_turn(candidates, steps, line)
-    peaks = [before, matmul_peak(DTYPES[dtype])]
+    peaks = [before, matmul_peak(DTYPES[dtype], device)]
     rows = {name: row(config_of(name, shape), shape, measured[name], max(peaks)) for name in NAMES if name in measured}
     if tried:
         rows["transformers"] = row_of_peer(shape, {name: measured[name] for name in tried if name in measured}, tried, max(peaks))
@@ -50,21 +50,21 @@ def bench_train(shape: Shape, dtype: str, threads: int, steps: int, only: Sequen
     return {
         "matmul_peak_gflops": max(peaks) / 1e9, "matmul_peak_gflops_before_and_after": [flops / 1e9 for flops in peaks],
         "dtype": dtype, "threads": threads, "steps": steps, "shape": dataclasses.asdict(shape), **rows, **ratios(rows),
-        "kernels": describe(), "profile": profile(ours.step) if ours else {},
+        "kernels": describe(device), "device": device, "profile": profile(ours.step) if ours else {},
     }
 
 
-def build(shape: Shape, dtype: str, only: Sequence[str], line: Bar) -> tuple[list[Candidate], dict[str, Any]]:
+def build(shape: Shape, dtype: str, only: Sequence[str], line: Bar, device: str) -> tuple[list[Candidate], dict[str, Any]]:
     """Our candidates by their names in `only`, the peer's by the names of its fastest settings; and what all its settings did."""
     candidates: list[Candidate] = []
     tried: dict[str, Any] = {}
     if "transformers" in only:
-        settings, tried = finalists(shape, dtype, TRIES, line)
-        candidates += peer_candidates(shape, settings)
+        settings, tried = finalists(shape, dtype, TRIES, line, device)
+        candidates += peer_candidates(shape, settings, device)
     for name in only:
         if name != "transformers":
-            path: Path = "torch" if name == "reference" else "cpu"
-            candidates.append(our_candidate(name, config_of(name, shape), shape, DTYPES[dtype], path))
+            path: Path = "torch" if name == "reference" else "cpu" if device == "cpu" else "cuda"
+            candidates.append(our_candidate(name, config_of(name, shape), shape, DTYPES[dtype], path, device))
     return candidates, tried
 
 

@@ -20,7 +20,7 @@ NOT_TRAINED = -100  # the label that every loss ignores
 
 @dataclass(frozen=True)
 class Batch:
-    """What one training step reads; all int64 on the CPU, [batch, seq].
+    """What one training step reads; all int64 [batch, seq].
 
     `labels[b, t]` is the token after `input_ids[b, t]`, -100 where nothing is to be learned: after the end of a document, and
     where fine-tuning masks. `document_ids` are constant within a document and grow along the row; attention stays within one.
@@ -29,6 +29,10 @@ class Batch:
     input_ids: Tensor
     labels: Tensor
     document_ids: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        """On that device."""
+        return Batch(self.input_ids.to(device), self.labels.to(device), self.document_ids.to(device))
 
 
 @dataclass(frozen=True)

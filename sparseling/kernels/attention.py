@@ -31,7 +31,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
         require(first_key is None or first_key.shape == (batch, queries), query, first_key)
         q, k, v = (t.to(operand_dtype(query)) for t in (query, key, value))
         return CpuAttention.apply(q, k, v, first_key, math.sqrt(query.shape[-1])).to(query.dtype)
-    if path == "cuda" and mask is None and first_key is not None and queries == keys:
+    if path == "cuda" and query.dtype == torch.bfloat16 and mask is None and first_key is not None and queries == keys:
         return cuda.attention(query, key, value, first_key)
     if mask is None and first_key is None and queries in (1, keys):
         return F.scaled_dot_product_attention(query, key, value, is_causal=queries > 1, enable_gqa=True)

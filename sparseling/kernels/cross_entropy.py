@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import reference
+from . import cuda, reference
 from .choose import path_for
 from .library import as_weights, call, common, operand_dtype, pad, require, wants_gradient
 
 CHUNK_TOKENS = 1024
+GPU_CHUNK_BYTES = 2**30  # of logits on a GPU: every chunk costs a pass over the head's gradient
 
 
 def cross_entropy_sum(hidden: Tensor, head: Tensor, labels: Tensor, z_weight: float = 0.0) -> Tensor:
@@ -63,6 +64,18 @@ class CpuCrossEntropy(torch.autograd.Function):
         return scaled_gradients(ctx, grads[0])
 
 
+def loss_with_gradient(logits: Tensor, labels: Tensor, z_weight: float, needs_grad: bool) -> tuple[Tensor, Tensor | None]:
+    """The sum of losses of logits [tokens, vocab] with valid labels [tokens], and its gradient to them, in their dtype, when needed."""
+    exact, wanted = logits.float(), labels[:, None]
+    log_norm = exact.logsumexp(dim=-1, keepdim=True)
+    loss = (log_norm - exact.gather(1, wanted) + z_weight * log_norm.square()).sum()
+    if not needs_grad:
+        return loss, None
+    grad = (exact - log_norm).exp_().mul_(1 + 2 * z_weight * log_norm)
+    own = torch.arange(logits.shape[1], device=logits.device) == wanted
+    return loss, grad.sub_(own.float()).to(logits.dtype)
+
+
 class ChunkedCrossEntropy(torch.autograd.Function):
     """The PyTorch path behind `cross_entropy_sum`; all labels valid."""
 
@@ -71,16 +84,15 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if needs_grad else None
         grad_head = torch.zeros_like(head, dtype=torch.float32) if needs_grad else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        for start in range(0, len(labels), CHUNK_TOKENS):
-            rows, wanted = hidden[start:start + CHUNK_TOKENS], labels[start:start + CHUNK_TOKENS, None]
-            logits = F.linear(rows, head).float()                            # [chunk, vocab]
-            log_norm = logits.logsumexp(dim=-1, keepdim=True)
-            total += (log_norm - logits.gather(1, wanted) + z_weight * log_norm.square()).sum()
-            if grad_hidden is not None and grad_head is not None:
-                grad_logits = logits.sub_(log_norm).exp_().mul_(1 + 2 * z_weight * log_norm)
-                grad_logits.scatter_add_(1, wanted, grad_logits.new_full((1, 1), -1.0).expand(len(wanted), 1))
-                grad_logits = grad_logits.to(hidden.dtype)
-                torch.mm(grad_logits, head, out=grad_hidden[start:start + CHUNK_TOKENS])
+        on_gpu = path_for(hidden) == "cuda"
+        softmax = cuda.compiled(loss_with_gradient) if on_gpu else loss_with_gradient
+        chunk = max(CHUNK_TOKENS, GPU_CHUNK_BYTES // (hidden.itemsize * len(head))) if on_gpu else CHUNK_TOKENS
+        for start in range(0, len(labels), chunk):
+            rows, wanted = hidden[start:start + chunk], labels[start:start + chunk]
+            loss, grad_logits = softmax(F.linear(rows, head), wanted, z_weight, needs_grad)
+            total += loss
+            if grad_logits is not None and grad_hidden is not None and grad_head is not None:
+                torch.mm(grad_logits, head, out=grad_hidden[start:start + chunk])
                 grad_head += torch.mm(grad_logits.t(), rows)
         ctx.save_for_backward(grad_hidden, grad_head)
         ctx.size, ctx.head_dtype = hidden.shape[1], head.dtype

@@ -25,6 +25,8 @@ VARIANTS = {
     "avx2": {"avx2", "fma"},
 }
 VARIANT_KEY = "SPARSELING_CPU_KERNELS"
+# Whose cores multiply bf16 at half the speed of fp32 (AVX-512; measured on Emerald Rapids, docs/log.md): not chosen unless named.
+SLOW_BF16_VENDORS = {"GenuineIntel"}
 INTERFACE = 3  # of the functions in csrc/library.h, which has the same number: raise both when arguments change
 MULTIPLE = 32  # the kernels vectorise over sizes that are multiples of this; others are padded with zeros
 CODES = {torch.float32: 0, torch.bfloat16: 1}
@@ -43,17 +45,18 @@ class Library:
 def load_library() -> tuple[Library | None, str]:
     """The best variant that this CPU runs and that was built, or None; and why, in a few words.
 
-    The environment variable SPARSELING_CPU_KERNELS names another variant, or "none". Raises `UserError` for an unknown name.
+    The environment variable SPARSELING_CPU_KERNELS names another variant, or "none"; avx512_bf16 must be named on CPUs that multiply bf16
+    slowly. Raises `UserError` for an unknown name.
     """
     wanted = os.environ.get(VARIANT_KEY, "")
     if wanted not in ("", "none", *VARIANTS):
         raise UserError(f"{VARIANT_KEY}: '{wanted}' is not a variant; use one of {', '.join(VARIANTS)}, none")
     if wanted == "none":
         return None, f"{VARIANT_KEY} is none"
-    flags = cpu_flags()
+    vendor, flags = cpu_vendor(), cpu_flags()
     reasons = []
     for variant, needed in VARIANTS.items():
-        if wanted not in ("", variant):
+        if wanted not in ("", variant) or (not wanted and variant == "avx512_bf16" and vendor in SLOW_BF16_VENDORS):
             continue
         if not needed <= flags:
             reasons.append(f"this CPU lacks {', '.join(sorted(needed - flags))}")
@@ -85,11 +88,21 @@ def interface_of(handle: ctypes.CDLL) -> int:
 
 def cpu_flags() -> set[str]:
     """Instruction sets of this CPU as Linux names them; empty where there is no /proc/cpuinfo."""
+    return set(cpu_info("flags").split())
+
+
+def cpu_vendor() -> str:
+    """"GenuineIntel", "AuthenticAMD" or another; empty where there is no /proc/cpuinfo."""
+    return cpu_info("vendor_id")
+
+
+def cpu_info(key: str) -> str:
+    """What /proc/cpuinfo says of the first core under `key`; empty for nothing."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
-        return set()
-    return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == key), "")
 
 
 def built_file(variant: str) -> Path | None:

@@ -191,6 +191,7 @@ class Recipe:
     seed: int = 0
     threads: int = 2
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    device: Literal["cpu", "cuda"] = "cpu"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,9 +203,11 @@ class Top:
     data: Data = key("text to tokens")
     stages: tuple[Any, ...] = key("list of stages, in order; each has a name and a kind: " + ", ".join(KINDS))
     seed: int = key("every random choice follows from it", 0, low=0)
-    threads: int = key("CPU threads; weights are bit-exact for a fixed number", os.cpu_count() or 1, low=1)
+    threads: int = key("CPU threads; weights trained on a CPU are bit-exact for a fixed number", os.cpu_count() or 1, low=1)
     precision: Literal["auto", "bf16", "fp32"] = key(
-        "activations in training; weights and optimiser are fp32 always. auto: bf16 where the CPU multiplies it", "auto")
+        "activations in training; weights and optimiser are fp32 always. auto: bf16 where the CPU multiplies it faster, "
+        "and on a GPU", "auto")
+    device: Literal["cpu", "cuda"] = key("where to train; on a CUDA device a resumed run may differ in its last bits", "cpu")
 
 
 def document_keys() -> str:

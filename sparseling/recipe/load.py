@@ -70,7 +70,7 @@ def recipe_from(values: Any) -> Recipe:
     check_name(top.name, "name")
     stages = tuple(stage_from(values, position) for position, values in enumerate(top.stages))
     recipe = Recipe(name=top.name, model=model_from(top.model), data=top.data, stages=stages, seed=top.seed, threads=top.threads,
-                    precision=top.precision)
+                    precision=top.precision, device=top.device)
     check_recipe(recipe)
     return recipe
 

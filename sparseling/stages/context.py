@@ -16,7 +16,7 @@ from ..recipe import Recipe
 @dataclass(frozen=True)
 class Context:
     """One stage of one run. `before` names the finished stages in order; a stage with a model left it in `<stage>/model`. `dtype`
-    of the activations in training."""
+    of the activations in training, which happens on `device`."""
 
     recipe: Recipe
     run_folder: Path
@@ -24,6 +24,7 @@ class Context:
     before: tuple[str, ...] = ()
     peak_flops: float = 0.0
     dtype: torch.dtype = torch.float32
+    device: str = "cpu"
 
     @property
     def folder(self) -> Path:

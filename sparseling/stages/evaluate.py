@@ -17,7 +17,7 @@ from .context import Context
 def run(context: Context, stage: Eval) -> dict[str, Any]:
     """Evaluate the named stages' models (default: the last one); returns accuracy by stage and the last one's samples."""
     names = stage.stages or (context.last_model().parent.name,)
-    results = {name: evaluate_model(context.model_of(name), stage, context.recipe.seed) for name in names}
+    results = {name: evaluate_model(context.model_of(name), stage, context.recipe.seed, context.device) for name in names}
     for name, result in results.items():
         for task, by_mode in result.accuracy.items():
             cells = "  ".join(f"{mode} {cell['accuracy']:.0%} ({cell['low']:.0%} to {cell['high']:.0%})" for mode, cell in by_mode.items())
@@ -28,9 +28,9 @@ def run(context: Context, stage: Eval) -> dict[str, Any]:
     }
 
 
-def evaluate_model(folder: Path, stage: Eval, seed: int) -> EvalResult:
+def evaluate_model(folder: Path, stage: Eval, seed: int, device: str | None = None) -> EvalResult:
     """Greedy answers of one model to `problems` held-out problems of every family in every mode."""
-    model, tokenizer = load(folder)
+    model, tokenizer = load(folder, device=device)
     answer = partial(generate_ids, model, (tokenizer.eos_id, tokenizer.pad_id))
     return evaluate_tasks(answer, tokenizer, stage.tasks, stage.modes, stage.problems, seed)
 

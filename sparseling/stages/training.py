@@ -48,6 +48,7 @@ def validator(context: Context) -> Callable[[LingForCausalLM], dict[str, float]]
     covered = {domain: coverage(shards, tokenizer.text_bytes_per_id, window, most_windows) for domain, shards in texts.items()}
 
     def validate(model: LingForCausalLM) -> dict[str, float]:
+        model.to(context.device)
         scores = {}
         for domain, shards in texts.items():
             batches = validation_batches(shards, VALIDATION_ROWS, window, tokenizer.pad_id, most_windows)
@@ -79,6 +80,7 @@ def run_training(
 ) -> dict[str, Any]:
     """Run the loop in the stage's folder and leave `model/`; returns the stage's outputs."""
     tokenizer = context.data_folder / "tokenizer"
+    model = model.to(context.device)
 
     def snapshot(trained: LingForCausalLM, step: int) -> None:
         folder = context.folder / "snapshots" / f"step-{step:08d}"

@@ -166,18 +166,20 @@ def choose_batch(progress: Progress, new_sequences: int) -> tuple[int, int, bool
 def run_step(model: LingForCausalLM, optimizer: AdamW, settings: LoopSettings, progress: Progress, batch: Batch,
              batch_range: tuple[int, int, bool]) -> StepResult:
     """Gradients over micro-batches, the spike rule, then at most one update of weights and balance bias."""
-    config = model.config
+    config, device = model.config, model.lm_head.weight.device
+    batch = batch.to(device)
     depths = config.num_nextn_predict_layers if settings.loss_weights.mtp > 0 else 0
     valid = count_valid(batch.labels, batch.document_ids, depths)
     optimizer.zero_grad()
-    counts = torch.zeros(len(model.routers()) - (config.num_nextn_predict_layers - depths), config.num_experts, dtype=torch.int64)
+    layers = len(model.routers()) - (config.num_nextn_predict_layers - depths)
+    counts = torch.zeros(layers, config.num_experts, dtype=torch.int64, device=device)
     loss = mtp_loss = z_loss = 0.0
     for start in range(0, len(batch.labels), settings.micro_batch_sequences):
         rows = slice(start, start + settings.micro_batch_sequences)
         part = losses(model, batch.input_ids[rows], batch.labels[rows], batch.document_ids[rows], settings.loss_weights, valid,
                       settings.dtype)
         part.total.backward()
-        counts += expert_counts(part.routing, config.num_experts)
+        counts += expert_counts(part.routing, config.num_experts).to(device)
         loss, mtp_loss, z_loss = loss + part.main / valid.main, mtp_loss + part.mtp, z_loss + part.router_z
     grad_norm = optimizer.gradient_norm()
     first, sequences, second_time = batch_range

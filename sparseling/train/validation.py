@@ -20,6 +20,7 @@ def bits_per_byte(model: LingForCausalLM, batches: Iterable[Batch], text_bytes: 
     """
     nats = 0.0
     for batch in batches:
+        batch = batch.to(model.lm_head.weight.device)
         hidden = model(batch.input_ids, document_ids=batch.document_ids, dtype=dtype).hidden_states
         nats += cross_entropy_sum(hidden.flatten(0, 1), model.lm_head.weight, batch.labels.flatten()).item()
     return nats / math.log(2) / text_bytes

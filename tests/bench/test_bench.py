@@ -41,7 +41,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A peak that takes no time, and torch's threads as they were."""
     threads = torch.get_num_threads()
     monkeypatch.setattr(peak, "SIZES", ((64, 64, 64),))
-    monkeypatch.setattr(peak.matmul_peak, "__defaults__", (0.01,))
+    monkeypatch.setattr(peak.matmul_peak, "__defaults__", ("cpu", 0.01))
     yield
     torch.set_num_threads(threads)
 
@@ -256,9 +256,11 @@ def test_every_subcommand_has_help_that_fits_a_screen_and_an_example_that_parses
         ("growth --axis widht", "width"),
         ("growth --axis all --values 2", "--values"),
         ("growth --axis depth --values 1", "--layers"),
+        ("train --device cuda", "--device: this machine has no CUDA device"),
     ],
 )
-def test_mistakes_are_one_sentence(words: str, says: str, capsys: pytest.CaptureFixture) -> None:
+def test_mistakes_are_one_sentence(words: str, says: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert bench(words) == 2
     said = capsys.readouterr().err
     assert says in said and len(said.strip().splitlines()) == 1

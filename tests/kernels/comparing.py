@@ -62,7 +62,7 @@ def leaves(operation: Operation, inputs: Inputs, layout: str = "dense") -> Input
 
 def gradients(output: Tensor, inputs: Inputs, layout: str = "dense") -> list[Tensor]:
     """Of all leaves among the inputs, for a random gradient of the output."""
-    grad = torch.randn(output.shape, generator=generator(17)).to(output.dtype)
+    grad = torch.randn(output.shape, generator=generator(17)).to(output)  # its dtype and device
     wanted = [v for v in inputs if isinstance(v, Tensor) and v.requires_grad]
     return list(torch.autograd.grad(output, wanted, LAYOUTS[layout](grad) if grad.dim() else grad))
 

@@ -34,11 +34,34 @@ def test_a_gpu_trains_in_bf16(variant: str) -> None:
     assert default_training_dtype("cuda") == torch.bfloat16
 
 
-def test_without_a_name_the_best_runnable_variant_is_taken() -> None:
+@pytest.mark.parametrize("vendor", ["AuthenticAMD", "GenuineIntel"])
+def test_without_a_name_the_best_runnable_variant_is_taken(monkeypatch: pytest.MonkeyPatch, vendor: str) -> None:
     runnable = [v for v, needed in VARIANTS.items() if needed <= library.cpu_flags() and library.built_file(v) is not None]
+    if vendor == "GenuineIntel":  # multiplies bf16 slowly
+        runnable = [v for v in runnable if v != "avx512_bf16"]
+    monkeypatch.setattr(library, "cpu_vendor", lambda: vendor)
     with kernels(""):
         loaded, _ = load_library()
     assert (loaded.variant if loaded else None) == (runnable[0] if runnable else None)
+
+
+def test_intel_does_not_take_its_slow_bf16_products_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "cpu_info", lambda key: {"vendor_id": "GenuineIntel", "flags": " ".join(library.cpu_flags())}[key])
+    flags = set().union(*VARIANTS.values())
+    monkeypatch.setattr(library, "cpu_flags", lambda: flags)
+    tried: list[str] = []
+    monkeypatch.setattr(library, "built_file", lambda variant: tried.append(variant))
+    with kernels(""):
+        assert tried[0] == "avx512" and default_training_dtype() == torch.float32
+    tried.clear()
+    with kernels("avx512_bf16"):
+        assert tried == ["avx512_bf16"]
+
+
+def test_the_cpu_is_described_by_the_first_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "processor\t: 0\nvendor_id\t: GenuineIntel\nflags\t\t: fma avx2\n\nprocessor\t: 1\nvendor_id\t: other\nflags\t\t: sse\n"
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
+    assert library.cpu_vendor() == "GenuineIntel" and library.cpu_flags() == {"fma", "avx2"} and library.cpu_info("model name") == ""
 
 
 def test_none_means_pytorch_and_says_so() -> None:
@@ -72,6 +95,7 @@ def test_a_smaller_variant_serves_a_smaller_cpu(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("name", ["", *VARIANTS])
 def test_a_variant_that_was_not_built_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(library, "cpu_flags", lambda: set().union(*VARIANTS.values()))
+    monkeypatch.setattr(library, "cpu_vendor", lambda: "AuthenticAMD")
     monkeypatch.setattr(library, "built_file", lambda variant: None)
     with kernels(name) as reason:
         assert path_for(X) == "torch" and f"({name or 'avx512_bf16'}) were not built" in reason

@@ -53,5 +53,28 @@ def test_packed_attention_cuts_documents_as_the_reference_masks_them(monkeypatch
     query, key, value = (torch.randn(2, heads, 11, 8, generator=g) for heads in (4, 2, 2))
     first_key = torch.tensor([[0, 0, 0, 3, 3, 5, 6, 6, 6, 6, 6], [0] * 10 + [10]], dtype=torch.int32)
     monkeypatch.setattr(cuda, "varlen_attention", emulated)
-    assert cuda.document_starts(first_key).tolist() == [0, 3, 5, 6, 11, 21, 22]
+    assert cuda.documents_of(first_key)[0].tolist() == [0, 3, 5, 6, 11, 21, 22] and cuda.documents_of(first_key)[1] == 10
     assert close(cuda.attention(query, key, value, first_key), reference.attention(query, key, value, None, first_key), 1e-5)
+
+
+def test_documents_are_looked_for_once_a_tensor() -> None:
+    first_key = torch.tensor([[0, 0, 2, 2]], dtype=torch.int32)
+    assert cuda.documents_of(first_key) is cuda.documents_of(first_key)
+    other = torch.tensor([[0, 1, 1, 1]], dtype=torch.int32)
+    assert cuda.documents_of(other)[0].tolist() == [0, 1, 4] and cuda.documents_of(other)[1] == 3
+
+
+@pytest.mark.parametrize("wanted", [["x"], ["weights", "down"]])
+def test_grouped_experts_in_bf16_give_the_gradients_that_are_wanted(wanted: list[str]) -> None:
+    g = torch.Generator().manual_seed(2)
+    ids = torch.rand(50, 6, generator=g).topk(2).indices
+    shapes = {"x": (50, 32), "weights": (50, 2), "gate_up": (6, 32, 32), "down": (6, 32, 16)}
+    tensors = {name: torch.randn(*shape, generator=g) / 4 for name, shape in shapes.items()}
+    results = []
+    for function in (cuda.experts, reference.experts):
+        leaves = {name: t.to(torch.bfloat16 if name == "x" else torch.float32).detach().clone().requires_grad_(name in wanted)
+                  for name, t in tensors.items()}
+        y = function(leaves["x"], ids, leaves["weights"], leaves["gate_up"], leaves["down"])
+        results.append([y, *torch.autograd.grad(y.float().square().sum(), [leaves[name] for name in wanted])])
+    for got, want in zip(*results, strict=True):
+        assert got.dtype == want.dtype and close(got, want, 2**-5)
