@@ -31,7 +31,7 @@ static inline void with_types(i64 activation, i64 weight, const Body& body) {
 }
 
 // The number of this interface; sparseling/kernels/library.py has the same: raise both when arguments change.
-EXPORT i64 sparseling_interface() { return 3; }
+EXPORT i64 sparseling_interface() { return 4; }
 
 EXPORT i64 sparseling_has_bf16() {
 #ifdef HAS_BF16
@@ -177,3 +177,5 @@ EXPORT void sparseling_adamw(i64 threads, i64 tensors, float rest1, float beta2,
                              const float* const* grad, float* const* first, float* const* second) {
   adamw({rest1, beta2, rest2, epsilon, grad_scale}, factors, p, grad, first, second, sizes, tensors, (int)threads);
 }
+
+#include "engine/exports.h"

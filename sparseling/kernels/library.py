@@ -20,14 +20,14 @@ from ..errors import UserError
 
 # best first; the CPU flags (names of /proc/cpuinfo) that each needs
 VARIANTS = {
-    "avx512_bf16": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "fma", "avx2"},
-    "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "fma", "avx2"},
-    "avx2": {"avx2", "fma"},
+    "avx512_bf16": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16", "fma", "f16c", "avx2"},
+    "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "fma", "f16c", "avx2"},
+    "avx2": {"avx2", "f16c", "fma"},
 }
 VARIANT_KEY = "SPARSELING_CPU_KERNELS"
 # Whose cores multiply bf16 at half the speed of fp32 (AVX-512; measured on Emerald Rapids, docs/log.md): not chosen unless named.
 SLOW_BF16_VENDORS = {"GenuineIntel"}
-INTERFACE = 3  # of the functions in csrc/library.h, which has the same number: raise both when arguments change
+INTERFACE = 4  # of the functions in csrc/library.h, which has the same number: raise both when arguments change
 MULTIPLE = 32  # the kernels vectorise over sizes that are multiples of this; others are padded with zeros
 CODES = {torch.float32: 0, torch.bfloat16: 1}
 

@@ -87,7 +87,7 @@ def test_a_cpu_without_the_instructions_is_told_what_it_lacks(monkeypatch: pytes
 def test_a_smaller_variant_serves_a_smaller_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     if not library.cpu_flags() >= VARIANTS["avx2"] or library.built_file("avx2") is None:
         pytest.skip("no avx2 here")
-    monkeypatch.setattr(library, "cpu_flags", lambda: {"fma", "avx2", "avx512f"})
+    monkeypatch.setattr(library, "cpu_flags", lambda: {"fma", "f16c", "avx2", "avx512f"})
     with kernels("") as reason:
         assert reason == "C++ kernels, avx2"
 

@@ -1,0 +1,92 @@
+// The engine's C functions. Kinds of weights: 0 = fp32, 1 = bf16, 2 = int8, 3 = int4; of the cache: 0 = fp32, 1 = bf16.
+#pragma once
+#include "model.h"
+
+struct Engine {
+  Model model;
+  bool cache_is_bf16;
+  void *keys = nullptr, *values = nullptr;
+  i64 pages = 0;
+  Engine(const Shape& shape, int threads, bool cache_is_bf16) : model(shape, threads), cache_is_bf16(cache_is_bf16) {}
+};
+
+EXPORT void sparseling_engine_create(const i64* sizes, float eps, float routed_scale, i64 threads, i64 cache_kind, Engine** made) {
+  const i64* s = sizes;
+  *made = new Engine({s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11], s[12], s[13], eps, routed_scale}, (int)threads, cache_kind == 1);
+}
+
+EXPORT void sparseling_engine_destroy(Engine* engine) { delete engine; }
+
+// `slot` counts the matrices of a layer as Layer has them; layer -1 has the head alone.
+EXPORT void sparseling_engine_set_matrix(Engine* engine, i64 layer, i64 slot, i64 kind, i64 rows, i64 columns, const void* data, const void* scales) {
+  const Matrix matrix{(Kind)kind, rows, columns, (const uint8_t*)data, (const uint16_t*)scales};
+  if (layer < 0) {
+    engine->model.head = matrix;
+    return;
+  }
+  Layer& l = engine->model.layers[layer];
+  Matrix* const slots[] = {&l.query_key_value, &l.dense, &l.router, &l.gate_up, &l.down, &l.shared_gate_up, &l.shared_down};
+  *slots[slot] = matrix;
+}
+
+// Likewise the vectors, fp32. Layer -1: the final norm, cosines and sines.
+EXPORT void sparseling_engine_set_vector(Engine* engine, i64 layer, i64 slot, const float* data) {
+  if (layer < 0) {
+    const float** const slots[] = {&engine->model.final_norm, &engine->model.cosine, &engine->model.sine};
+    *slots[slot] = data;
+    return;
+  }
+  Layer& l = engine->model.layers[layer];
+  const float** const slots[] = {&l.input_norm, &l.post_norm, &l.query_norm, &l.key_norm, &l.expert_bias, &l.query_key_value_bias, &l.dense_bias};
+  *slots[slot] = data;
+}
+
+EXPORT void sparseling_engine_set_embedding(Engine* engine, i64 kind, const void* data) {
+  engine->model.embedding = data, engine->model.embedding_is_bf16 = kind == 1;
+}
+
+EXPORT void sparseling_engine_set_cache(Engine* engine, i64 pages, void* keys, void* values) {
+  engine->pages = pages, engine->keys = keys, engine->values = values;
+}
+
+// Whether a request stays within the model's tables and the cache: its arrays are read without looking afterwards.
+static inline bool fits(const Engine& engine, const Request& ask, i64 sequences, i64 most_positions) {
+  for (i64 r = 0; r < ask.n; r++) {
+    const i64 s = ask.sequences[r], p = ask.positions[r];
+    if (ask.tokens[r] < 0 || ask.tokens[r] >= engine.model.shape.vocab || s < 0 || s >= sequences || p < 0 || p >= most_positions || p / PAGE >= ask.most_pages) return false;
+    for (i64 page = 0; page <= p / PAGE; page++)
+      if (ask.tables[s * ask.most_pages + page] < 0 || ask.tables[s * ask.most_pages + page] >= engine.pages) return false;
+  }
+  for (i64 i = 0; i < ask.wanted_count; i++)
+    if (ask.wanted[i] < 0 || ask.wanted[i] >= ask.n) return false;
+  return ask.wanted_count <= ask.n;
+}
+
+// `done`: 1, or 0 for a request that does not fit, of which nothing is computed.
+EXPORT void sparseling_engine_step(Engine* engine, i64 n, const i64* tokens, const i64* positions, const i64* sequences, i64 sequence_count, i64 most_positions,
+                                   i64 most_pages, const i32* tables, i64 wanted_count, const i64* wanted, float* logits, float* hidden, i32* expert_ids,
+                                   float* expert_weights, float* expert_scores, i64* done) {
+  const Request ask{n, most_pages, wanted_count, tokens, positions, sequences, wanted, tables, logits, hidden, expert_ids, expert_weights, expert_scores};
+  *done = fits(*engine, ask, sequence_count, most_positions);
+  if (!*done) return;
+  if (engine->cache_is_bf16) engine->model.step(Cache<bf16>{(bf16*)engine->keys, (bf16*)engine->values, engine->pages}, ask);
+  else engine->model.step(Cache<float>{(float*)engine->keys, (float*)engine->values, engine->pages}, ask);
+}
+
+// rows [true rows][true columns] of fp32 (0) or bf16 (1) into blocks, threads sharing them; `scales` only for int8 and int4.
+EXPORT void sparseling_engine_pack(i64 threads, i64 kind, i64 true_rows, i64 true_columns, i64 rows, i64 columns, i64 source_kind, const void* source, void* data,
+                                   void* scales) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (i64 block = 0; block < rows / BLOCK; block++) {
+    const auto read = [&](i64 r, i64 c) { return source_kind == 1 ? to_float(((const bf16*)source)[r * true_columns + c]) : ((const float*)source)[r * true_columns + c]; };
+    pack_block((Kind)kind, block, true_rows, true_columns, columns, read, (uint8_t*)data, (uint16_t*)scales);
+  }
+}
+
+// The other way: fp32 [rows][columns] as products see them.
+EXPORT void sparseling_engine_unpack(i64 threads, i64 kind, i64 rows, i64 columns, const void* data, const void* scales, float* out) {
+  const Matrix matrix{(Kind)kind, rows, columns, (const uint8_t*)data, (const uint16_t*)scales};
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (i64 r = 0; r < rows; r++)
+    for (i64 c = 0; c < columns; c++) out[r * columns + c] = unpacked(matrix, r, c);
+}

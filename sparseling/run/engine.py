@@ -1,0 +1,166 @@
+"""The native engine: one call computes a step of the whole model for many sequences, their keys and values in pages.
+
+    engine = Engine(model, "int8", pages=1024)
+    out = engine.step(tokens, positions, sequences, tables, wanted)
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..config import ModelConfig
+from ..errors import UserError
+from ..kernels.library import call, load_library
+from ..model.mlp import DenseMLP, MoE
+from ..model.rotary import rotary_table
+from ..model.transformer import DecoderLayer, LingForCausalLM
+from .packed import CODES, GROUP_COLUMNS, Kind, Packed, interleave, pack
+
+PAGE = 16  # positions of a page
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """`logits` [wanted, vocab] fp32; `hidden` [tokens, hidden] after the final norm when asked for. Of every MoE layer, when asked for:
+    `expert_ids` [layers, tokens, k] int32, `expert_weights` likewise, `expert_scores` [layers, tokens, experts] before the bias."""
+
+    logits: Tensor
+    hidden: Tensor | None
+    expert_ids: Tensor | None
+    expert_weights: Tensor | None
+    expert_scores: Tensor | None
+
+
+def why_not(config: ModelConfig) -> str | None:
+    """What keeps the engine from this model here; None when nothing does."""
+    library, reason = load_library()
+    if library is None:
+        return reason
+    sizes = {
+        "hidden_size": config.hidden_size, "head_dim": config.head_dim, "moe_intermediate_size": config.moe_intermediate_size,
+        "intermediate_size": config.intermediate_size,
+    }
+    for name, size in sizes.items():
+        if size % GROUP_COLUMNS:
+            return f"{name} {size} is not a multiple of {GROUP_COLUMNS}"
+    return None
+
+
+class Engine:
+    """A model packed for the native step, with `pages` pages of 16 positions for keys and values.
+
+    Weights in `kind`; embedding, norms, router and its bias stay as exact as they are. The model itself is not needed afterwards. Not
+    to be stepped by two threads at once.
+    """
+
+    def __init__(self, model: LingForCausalLM, kind: Kind, pages: int, threads: int | None = None,
+                 max_positions: int | None = None) -> None:
+        """Raises `UserError` for a model that the engine cannot take."""
+        config = model.config
+        if (reason := why_not(config)) is not None:
+            raise UserError(f"the native engine cannot run this model: {reason}; run it on PyTorch operations")
+        self.config, self.kind, self.pages = config, kind, pages
+        self.max_positions = max_positions or config.max_position_embeddings
+        self.kept: list[Tensor] = []  # everything that the C++ points to
+        self.weight_bytes = 0
+        self.handle = created(config, threads or torch.get_num_threads(), kind)
+        self.finalizer = weakref.finalize(self, call, "engine_destroy", self.handle)
+        cache_dtype = torch.float32 if kind == "fp32" else torch.bfloat16
+        shape = (config.num_hidden_layers, pages, config.num_key_value_heads, config.head_dim * PAGE)
+        self.keys, self.values = (torch.zeros(shape, dtype=cache_dtype) for _ in range(2))
+        call("engine_set_cache", self.handle, pages, self.keys, self.values)
+        with torch.no_grad():
+            self.load(model)
+
+    def load(self, model: LingForCausalLM) -> None:
+        """Pack all weights, layer by layer."""
+        embedding = model.model.word_embeddings.weight.detach()
+        embedding = self.keep(embedding if embedding.dtype in (torch.float32, torch.bfloat16) else embedding.float())
+        call("engine_set_embedding", self.handle, int(embedding.dtype == torch.bfloat16), embedding)
+        self.matrix(-1, 0, pack(model.lm_head.weight, self.kind))
+        rotary = rotary_table(self.config, torch.arange(self.max_positions)[None], torch.float32)
+        half = self.config.rotary_dim // 2
+        self.vectors(-1, [model.model.norm.weight, rotary.cos[0, :, :half], rotary.sin[0, :, :half]])
+        for number in range(self.config.num_hidden_layers):
+            layer = model.model.layers[number]
+            assert isinstance(layer, DecoderLayer)
+            self.load_layer(number, layer)
+
+    def load_layer(self, number: int, layer: DecoderLayer) -> None:
+        attention, mlp = layer.attention, layer.mlp
+        matrices: list[tuple[Tensor, Kind] | None] = [(attention.query_key_value.weight, self.kind), (attention.dense.weight, self.kind)]
+        bias = None
+        if isinstance(mlp, MoE):
+            experts, hidden = mlp.experts, self.config.hidden_size
+            gate, up = experts.gate_up_proj.detach().chunk(2, dim=1)
+            matrices += [(mlp.gate.weight.float(), "fp32"), (interleave(gate, up).view(-1, hidden), self.kind),
+                         (experts.down_proj.reshape(-1, experts.down_proj.shape[2]), self.kind)]
+            shared, bias = mlp.shared_experts, mlp.gate.expert_bias
+            matrices += [] if shared is None else self.swiglu(shared)
+        else:
+            assert isinstance(mlp, DenseMLP)
+            matrices += [None, *self.swiglu(mlp)]
+        for slot, entry in enumerate(matrices):
+            if entry is not None:
+                self.matrix(number, slot, pack(*entry))
+        heads = (attention.query_layernorm.weight, attention.key_layernorm.weight) if attention.use_qk_norm else (None, None)
+        self.vectors(number, [layer.input_layernorm.weight, layer.post_attention_layernorm.weight, *heads, bias,
+                              attention.query_key_value.bias, attention.dense.bias])
+
+    def swiglu(self, mlp: DenseMLP) -> list[tuple[Tensor, Kind] | None]:
+        return [(interleave(mlp.gate_proj.weight, mlp.up_proj.weight), self.kind), (mlp.down_proj.weight, self.kind)]
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        self.kept.append(tensor.contiguous())
+        return self.kept[-1]
+
+    def matrix(self, layer: int, slot: int, packed: Packed) -> None:
+        self.weight_bytes += packed.bytes
+        data, scales = self.keep(packed.data), self.keep(packed.scales)
+        call("engine_set_matrix", self.handle, layer, slot, CODES[packed.kind], *packed.padded, data, scales)
+
+    def vectors(self, layer: int, vectors: list[Tensor | None]) -> None:
+        for slot, vector in enumerate(vectors):
+            call("engine_set_vector", self.handle, layer, slot, None if vector is None else self.keep(vector.detach().float()))
+
+    def step(self, tokens: Tensor, positions: Tensor, sequences: Tensor, tables: Tensor, wanted: Tensor, hidden: bool = False,
+             routing: bool = False, scores: bool = False) -> StepOutput:
+        """Compute new tokens [n] at `positions` of `sequences` (all int64 [n]); the tokens of a sequence stand together and in order, and
+        all earlier positions have been computed. tables [sequences, pages] int32: the pages of each. Logits come for the tokens of
+        `wanted` (int64 indices).
+
+        Raises `ValueError` for what lies outside the vocabulary, the positions or the pages.
+        """
+        config, n = self.config, len(tokens)
+        padded = -(-config.vocab_size // 16) * 16
+        logits = torch.empty(len(wanted), padded)
+        moe = sum(not config.is_dense(layer) for layer in range(config.num_hidden_layers))
+        k = config.num_experts_per_tok
+        final = torch.empty(n, config.hidden_size) if hidden else None
+        ids, weights = (torch.empty(moe, n, k, dtype=torch.int32), torch.empty(moe, n, k)) if routing else (None, None)
+        expert_scores = torch.empty(moe, n, config.num_experts) if scores else None
+        done = torch.zeros(1, dtype=torch.int64)
+        call("engine_step", self.handle, n, tokens, positions, sequences, len(tables), self.max_positions, tables.shape[1], tables,
+             len(wanted), wanted, logits, final, ids, weights, expert_scores, done)
+        if not done:
+            raise ValueError("a token, position, sequence or page of the step lies outside the model or its cache")
+        return StepOutput(logits[:, :config.vocab_size], final, ids, weights, expert_scores)
+
+
+def created(config: ModelConfig, threads: int, kind: Kind) -> int:
+    """The address of a new, empty engine."""
+    groups, kept = config.groups
+    dense = any(config.is_dense(layer) for layer in range(config.num_hidden_layers))
+    sizes = torch.tensor([
+        config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim,
+        config.rotary_dim, config.num_experts, config.num_experts_per_tok, groups, kept, config.moe_intermediate_size,
+        config.intermediate_size if dense else 0, config.shared_expert_intermediate_size, config.vocab_size,
+    ])
+    made = torch.zeros(1, dtype=torch.int64)
+    scale = config.routed_scaling_factor
+    call("engine_create", sizes, float(config.rms_norm_eps), float(scale), threads, int(kind != "fp32"), made)
+    return int(made)
