@@ -6,7 +6,7 @@ import contextlib
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -19,6 +19,7 @@ from ..model.transformer import LingForCausalLM
 from .generate import PrefixCache, stream
 from .load import load, stop_ids_of
 from .sampler import Sampling
+from .scheduler import Scheduler, scheduler_for, stream_job
 from .terminal import Terminal, write
 from .thinking import ThinkingSplitter
 
@@ -34,7 +35,8 @@ FORGOTTEN = "stopped before an answer; the question is forgotten"
 
 @dataclass
 class Chat:
-    """A chat that is going on. `messages` are the turns so far; `prefix` spares computing them again; `turn` varies the draws."""
+    """A chat that is going on, on the native engine (`scheduler`) or, where that cannot run the model, in PyTorch. `messages` are the turns
+    so far; `prefix` spares computing them again in PyTorch; `turn` varies the draws."""
 
     model: LingForCausalLM
     tokenizer: Tokenizer
@@ -45,6 +47,7 @@ class Chat:
     messages: list[Message] = field(default_factory=list)
     prefix: PrefixCache = field(default_factory=PrefixCache)
     turn: int = 0
+    scheduler: Scheduler | None = None
 
 
 def chat(
@@ -63,7 +66,7 @@ def chat(
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens: {max_new_tokens} leaves no room for an answer; give 1 or more")
     loaded, tokenizer = load(model)
-    state = Chat(loaded, tokenizer, sampling or Sampling(), max_new_tokens, thinking, system)
+    state = Chat(loaded, tokenizer, sampling or Sampling(), max_new_tokens, thinking, system, scheduler=scheduler_for(loaded))
     if prompt is not None:
         answer(state, prompt, terminal)
         return 0
@@ -170,7 +173,7 @@ def spoken_tokens(state: Chat, prompt: list[int], terminal: Terminal) -> tuple[l
     tokens: list[int] = []
     times = [time.perf_counter()]
     stopped = False
-    coming = stream(state.model, prompt, state.max_new_tokens, state.sampling, stop_ids_of(state.tokenizer), state.prefix, state.turn)
+    coming = coming_tokens(state, prompt)
     try:
         for token in coming:
             if not tokens:
@@ -181,11 +184,21 @@ def spoken_tokens(state: Chat, prompt: list[int], terminal: Terminal) -> tuple[l
         if not terminal.interactive:
             raise
         stopped = True
+        if state.scheduler is not None:  # interrupted anywhere: nothing of its accounts is worth trusting
+            state.scheduler = Scheduler(state.scheduler.engine)
     finally:
         coming.close()
         terminal.show(splitter.push(decoder.finish()) + splitter.finish())
         terminal.end_response()
     return tokens, [*times, time.perf_counter()], stopped
+
+
+def coming_tokens(state: Chat, prompt: list[int]) -> Generator[int, None, None]:
+    """The tokens of the next answer."""
+    stop_ids = stop_ids_of(state.tokenizer)
+    if state.scheduler is not None:
+        return stream_job(state.scheduler, prompt, state.max_new_tokens, state.sampling, stop_ids, state.turn)
+    return stream(state.model, prompt, state.max_new_tokens, state.sampling, stop_ids, state.prefix, state.turn)
 
 
 def rate(tokens: int, times: list[float]) -> str:

@@ -6,7 +6,7 @@ What a sequence gets does not depend on its company: the engine computes every t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .engine import PAGE, Engine, StepOutput
+from ..model.transformer import LingForCausalLM
+from .engine import PAGE, Engine, StepOutput, why_not
+from .packed import Kind
 from .pages import PagePool, key_after
 from .sampler import GREEDY, Sampling, next_tokens
 
@@ -203,3 +205,25 @@ class Scheduler:
 
 def pages_for(positions: int) -> int:
     return -(-positions // PAGE)
+
+
+def scheduler_for(model: LingForCausalLM) -> Scheduler | None:
+    """A scheduler with room for one full context, on weights as exact as the model's own; None where the engine cannot run it."""
+    weight = model.lm_head.weight
+    if weight.is_cuda or weight.dtype not in (torch.float32, torch.bfloat16) or why_not(model.config) is not None:
+        return None
+    kind: Kind = "fp32" if weight.dtype == torch.float32 else "bf16"
+    return Scheduler(Engine(model, kind, pages_for(model.config.max_position_embeddings) + 1))
+
+
+def stream_job(scheduler: Scheduler, prompt: Sequence[int], max_new_tokens: int, sampling: Sampling, stop_ids: Collection[int],
+               sequence: int = 0) -> Generator[int, None, None]:
+    """The tokens of one answer as they come, alone on the scheduler; closing it cancels the job. Raises `UserError` as `submit` does."""
+    job = scheduler.submit(prompt, max_new_tokens, sampling, stop_ids, sequence)
+    try:
+        while job.finish is None:
+            for progress in scheduler.step():
+                if progress.token is not None:
+                    yield progress.token
+    finally:
+        scheduler.cancel(job)
