@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +16,7 @@ Kind = Literal["fp32", "bf16", "int8", "int4"]
 CODES: dict[Kind, int] = {"fp32": 0, "bf16": 1, "int8": 2, "int4": 3}
 BITS: dict[Kind, int] = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4}
 BLOCK_ROWS, GROUP_COLUMNS = 16, 32
+LARGE_PAGE = 1 << 21
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +50,25 @@ def pack(weight: Tensor, kind: Kind) -> Packed:
     weight = weight.detach().contiguous()
     weight = weight if weight.dtype in (torch.float32, torch.bfloat16) else weight.float()
     rows, columns = round_up(weight.shape[0], BLOCK_ROWS), round_up(weight.shape[1], GROUP_COLUMNS)
-    data = torch.empty(rows * columns * BITS[kind] // 8, dtype=torch.uint8)
-    scales = torch.empty(rows * columns // GROUP_COLUMNS if kind in ("int8", "int4") else 0, dtype=torch.int16)
+    data = large_pages(rows * columns * BITS[kind] // 8)
+    scales = large_pages(2 * rows * columns // GROUP_COLUMNS if kind in ("int8", "int4") else 0).view(torch.int16)
     source = int(weight.dtype == torch.bfloat16)
     call("engine_pack", torch.get_num_threads(), CODES[kind], *weight.shape, rows, columns, source, weight, data, scales)
     return Packed(kind, weight.shape[0], weight.shape[1], data, scales)
+
+
+def large_pages(size: int) -> Tensor:
+    """`size` bytes, uint8, in pages of 2 MiB where the system gives them: experts lie far apart, and finding their pages in memory takes as
+    long as reading them (docs/log.md)."""
+    if size < LARGE_PAGE:
+        return torch.empty(size, dtype=torch.uint8)
+    memory = mmap.mmap(-1, size + LARGE_PAGE)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    whole = torch.frombuffer(memory, dtype=torch.uint8)
+    start = -whole.data_ptr() % LARGE_PAGE
+    return whole[start:start + size]
 
 
 def unpack(packed: Packed) -> Tensor:
