@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"sparseling: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("sparseling: stopped; `run` goes on where it left off when the same command is given again", file=sys.stderr)
+        goes_on = options.function is run_verb
+        print("sparseling: stopped" + ("; the same command goes on where it left off" if goes_on else ""), file=sys.stderr)
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -76,7 +76,7 @@ def convert(kind: Any, value: Any, where: str, metadata: Mapping[str, Any]) -> A
         return parse(typing.cast(type[Any], kind), value, where)
     if origin is Literal:
         if value not in arguments:
-            raise UsageError(f"{where}: '{value}' is not a choice; {nearest(str(value), [str(a) for a in arguments])}")
+            raise UsageError(f"{where}: '{value}' is not a choice; use one of {', '.join(str(a) for a in arguments)}")
         return value
     if origin is tuple:
         if not isinstance(value, list):

@@ -100,7 +100,7 @@ def test_every_misspelt_key_is_answered_with_the_nearest_right_one(kind: str) ->
         ("stages.0.start", "continue", "needs a stage before"),
         ("stages.1.of", "q", "no training stage 'q'"),
         ("stages.2.name", "p", "taken"),
-        ("stages.2.modes", ["onn"], "'on'"),
+        ("stages.2.modes", ["onn"], "use one of off, on"),
         ("stages.1.curve", "consine", "'cosine'"),
         ("stages.1.decay", [0.5, 0.2], "2 factors"),
         ("stages.0.tokens", 0, "outside"),

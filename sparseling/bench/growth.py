@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..errors import UsageError
 from ..files import write_aside
 from ..kernels.choose import DTYPES, describe
 from ..progress import bar
@@ -54,7 +55,9 @@ def bench_growth(base: Shape, axes: Sequence[str], dtype: str, threads: int, ste
     """
     torch.set_num_threads(threads)
     keep_freed_memory()
-    shapes = {axis: {value: grown(base, axis, value) for value in sorted(values or AXES[axis][1])} for axis in axes}
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is seen now and not at the end
+    shapes = {axis: {value: grown(base, axis, value) for value in places(base, axis, values)} for axis in axes}
     peak = matmul_peak(DTYPES[dtype])
     curves = {}
     for axis, by_value in shapes.items():
@@ -66,6 +69,15 @@ def bench_growth(base: Shape, axes: Sequence[str], dtype: str, threads: int, ste
         "matmul_peak_gflops": peak / 1e9, "dtype": dtype, "threads": threads, "steps": steps, "shape": dataclasses.asdict(base),
         "kernels": describe(), "curves": curves,
     }
+
+
+def places(base: Shape, axis: str, values: Sequence[int]) -> list[int]:
+    """Where an axis is measured, in order. A sequence cannot be longer than all tokens of a step, which stay the same: the usual lengths
+    end there. Raises `UsageError` for a longer one that was asked for."""
+    if axis == "length" and values and max(values) > base.tokens:
+        raise UsageError(f"--values: a sequence of {max(values):,} is longer than the {base.tokens:,} tokens of a step, which stay the same; "
+                         "give shorter ones, or more --sequences")
+    return [value for value in sorted(values or AXES[axis][1]) if values or axis != "length" or value <= base.tokens]
 
 
 def measure_curve(shapes: dict[int, Shape], axis: str, dtype: str, steps: int, peak: float) -> list[dict[str, Any]]:
@@ -91,7 +103,6 @@ def exponent(points: Sequence[dict[str, Any]]) -> float | None:
 
 def draw(axis: str, curve: dict[str, Any], out: Path) -> Path:
     """`growth-<axis>.svg` in the folder `out`; returns its path."""
-    out.mkdir(parents=True, exist_ok=True)
     x = [float(point[axis]) for point in curve["points"]]
     y = [point["milliseconds_per_step"] for point in curve["points"]]
     path = out / f"growth-{axis}.svg"

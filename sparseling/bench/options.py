@@ -82,8 +82,9 @@ def add_shape_options(parser: argparse.ArgumentParser, sequences: int) -> None:
 def add_run_options(parser: argparse.ArgumentParser, dtypes: list[str], steps: int, gpu: bool = False) -> None:
     """What those that time steps have: precision, device where `gpu`, threads, repetitions, JSON."""
     about = "; mixed: bf16 activations, fp32 weights" if "mixed" in dtypes else ""
+    where = "on a GPU or where the CPU multiplies it fast" if gpu else "where the CPU multiplies it fast"
     parser.add_argument("--dtype", choices=dtypes,
-                        help=f"to compute in (default: bf16 on a GPU or where the CPU multiplies it fast, else fp32{about})")
+                        help=f"to compute in (default: bf16 {where}, else fp32{about})")
     if gpu:
         parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to compute (default cpu)")
     parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1, metavar="N", help="CPU threads (default: all)")
@@ -124,13 +125,17 @@ def growth_verb(options: argparse.Namespace) -> None:
 
 
 def race_verb(options: argparse.Namespace) -> None:
+    from ..progress import say
     from ..recipe import load_recipe
     from ..runner import run_recipe
     from .race import course_of, first_pretrain, race, refuse_to_overwrite
     from .racers import racers_of
     from .table import race_table
 
-    recipe = dataclasses.replace(load_recipe(options.recipe), device="cpu")
+    recipe = load_recipe(options.recipe)
+    if recipe.device != "cpu":
+        say(f"device: a race is run on the CPU; the recipe's device: {recipe.device} is for `run`")
+        recipe = dataclasses.replace(recipe, device="cpu")
     rate = first_pretrain(recipe).optimizer.learning_rate
     racers = racers_of(recipe.model, rate, options.dense)
     folder = options.runs / recipe.name

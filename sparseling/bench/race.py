@@ -123,6 +123,7 @@ def race(course: Course, racers: Sequence[Racer], seconds: float, points: int, r
     for each in running:
         for warning in course.mixture.repeat_warnings(each.progress.next_index):
             say(f"{each.racer.name}: {warning}")
+    say(f"wrote {out / 'race.json'} and {out / 'race.svg'}")
     return result_of(course, running, done, rates)
 
 
@@ -227,14 +228,15 @@ def row_of(course: Course, running: Running, points: int) -> dict[str, Any]:
 
 
 def refuse_to_overwrite(out: Path) -> None:
-    """`UserError` where the folder has results already: they took long."""
+    """`UserError` where the folder has results already, for they took long; where it cannot be made, that is seen
+    now and not at the end."""
     if (out / "race.json").exists():
         raise UserError(f"{out / 'race.json'}: has the results of another race; give another --out, or move that file away")
+    out.mkdir(parents=True, exist_ok=True)
 
 
 def write_results(result: dict[str, Any], out: Path) -> None:
     """`race.json` and `race.svg` in the folder `out`."""
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / "race.json", result)
     lines = {}
     for name, row in result["racers"].items():

@@ -96,12 +96,14 @@ def heading(result: dict[str, Any]) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table as plain text; the first column is words, the others are figures."""
-    grid = Table(*head[:1], box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+    names_break = len(head) == 2  # those of kernels are long; figures and their names stay whole
+    grid.add_column(head[0], no_wrap=not names_break)
     for column in head[1:]:
         grid.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         grid.add_row(*row)
-    console = Console(width=WIDTH, file=StringIO(), highlight=False, markup=False)
+    console = Console(width=WIDTH if names_break else 1000, file=StringIO(), highlight=False, markup=False)
     console.print(grid)
     assert isinstance(console.file, StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"

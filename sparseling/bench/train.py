@@ -30,6 +30,8 @@ def bench_train(shape: Shape, dtype: str, threads: int, steps: int, only: Sequen
     Returns one plain object: a row for each candidate, ratios of our tokens per second to theirs (None where one was left out), the
     matmul peak before and after, and where our step spends its time.
     """
+    if not only:
+        raise UsageError(f"--only: names nothing to measure; use some of {', '.join(NAMES)}")
     for name in only:
         if name not in NAMES:
             raise UsageError(f"--only: no candidate '{name}'; {nearest(name, NAMES)}")

@@ -256,6 +256,8 @@ def test_every_subcommand_has_help_that_fits_a_screen_and_an_example_that_parses
         ("growth --axis widht", "width"),
         ("growth --axis all --values 2", "--values"),
         ("growth --axis depth --values 1", "--layers"),
+        ("growth --axis length --values 256 --sequences 1 --seq-length 128", "--values: a sequence of 256 is longer than the 128"),
+        ("train --only ,", "--only: names nothing to measure"),
         ("train --device cuda", "--device: this machine has no CUDA device"),
     ],
 )
