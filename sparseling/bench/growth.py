@@ -75,8 +75,8 @@ def places(base: Shape, axis: str, values: Sequence[int]) -> list[int]:
     """Where an axis is measured, in order. A sequence cannot be longer than all tokens of a step, which stay the same: the usual lengths
     end there. Raises `UsageError` for a longer one that was asked for."""
     if axis == "length" and values and max(values) > base.tokens:
-        raise UsageError(f"--values: a sequence of {max(values):,} is longer than the {base.tokens:,} tokens of a step, which stay the same; "
-                         "give shorter ones, or more --sequences")
+        raise UsageError(f"--values: a sequence of {max(values):,} is longer than the {base.tokens:,} tokens of a step, which stay the "
+                         "same; give shorter ones, or more --sequences")
     return [value for value in sorted(values or AXES[axis][1]) if values or axis != "length" or value <= base.tokens]
 
 
