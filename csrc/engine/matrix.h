@@ -66,6 +66,7 @@ static inline lanes to_int(vec v) { return _mm512_cvtps_epi32(v); }  // to the n
 static inline void store_bytes(int8_t* p, lanes v) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(v)); }  // of values in [-128, 127]
 static inline int sum_lanes(lanes v) { return _mm512_reduce_add_epi32(v); }
 static inline vec widen(const bf16* p) { return as_vec(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16)); }
+static inline lanes dot_nibbles(lanes sums, lanes w, lanes x) { return dot_bytes(sums, w, x); }
 constexpr bool OFFSET_8 = true;     // 8-bit products are of w + 128, put right by the sum of x
 #else
 static inline lanes low_values(lanes pairs) { return _mm256_slli_epi32(pairs, 16); }
@@ -94,9 +95,6 @@ static inline lanes dot_bytes(lanes sums, lanes w, lanes x) {
   const lanes s = _mm256_xor_si256(w, _mm256_set1_epi8((char)0x80));
   return add_lanes(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(s), _mm256_sign_epi8(x, s)), _mm256_set1_epi16(1)));
 }
-#endif
-#if defined(__AVX512F__)
-static inline lanes dot_nibbles(lanes sums, lanes w, lanes x) { return dot_bytes(sums, w, x); }
 #endif
 
 static inline u32 unit_at(const void* p, i64 unit) {

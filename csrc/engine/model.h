@@ -169,7 +169,6 @@ class Model {
     }
   }
 
-  template <class C>
   i64 page_stride() const { return shape.kv_heads * shape.head_dim * PAGE; }
 
   // QK-norm and rotation of one token's heads that share a key head; its key and value go to their page.
@@ -188,7 +187,7 @@ class Model {
     if (layer.key_norm) rms_norm(k, layer.key_norm, d, shape.eps, k);
     rotate(k, position);
     const i64 page = ask.tables[ask.sequences[r] * ask.most_pages + position / PAGE], slot = position % PAGE;
-    const i64 at = (l * cache.pages + page) * page_stride<C>() + kv_head * d * PAGE;
+    const i64 at = (l * cache.pages + page) * page_stride() + kv_head * d * PAGE;
     for (i64 i = 0; i < d; i++) store_cached(cache.keys + at + i * PAGE + slot, k[i]), store_cached(cache.values + at + slot * d + i, v[i]);
   }
 
@@ -208,8 +207,8 @@ class Model {
 
   template <class C>
   void attend_tile(const Layer& layer, const Cache<C>& cache, const Request& ask, i64 l, const Tile& tile, int t) {
-    const i64 d = shape.head_dim, group = shape.heads / shape.kv_heads, offset = l * cache.pages * page_stride<C>() + tile.kv_head * d * PAGE;
-    const Pages<C> pages{cache.keys + offset, cache.values + offset, ask.tables + ask.sequences[tile.row] * ask.most_pages, page_stride<C>(), d};
+    const i64 d = shape.head_dim, group = shape.heads / shape.kv_heads, offset = l * cache.pages * page_stride() + tile.kv_head * d * PAGE;
+    const Pages<C> pages{cache.keys + offset, cache.values + offset, ask.tables + ask.sequences[tile.row] * ask.most_pages, page_stride(), d};
     const i64 most = std::max<i64>(1, QUERIES / group);
     // a group larger than a tile is taken in pieces
     const i64 heads_at_once = std::min<i64>(group, QUERIES);
