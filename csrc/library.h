@@ -7,6 +7,7 @@
 #include "experts.h"
 #include "linear.h"
 #include "norm.h"
+#include "read.h"
 #include "route.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -31,7 +32,7 @@ static inline void with_types(i64 activation, i64 weight, const Body& body) {
 }
 
 // The number of this interface; sparseling/kernels/library.py has the same: raise both when arguments change.
-EXPORT i64 sparseling_interface() { return 4; }
+EXPORT i64 sparseling_interface() { return 5; }
 
 EXPORT i64 sparseling_has_bf16() {
 #ifdef HAS_BF16
@@ -177,5 +178,7 @@ EXPORT void sparseling_adamw(i64 threads, i64 tensors, float rest1, float beta2,
                              const float* const* grad, float* const* first, float* const* second) {
   adamw({rest1, beta2, rest2, epsilon, grad_scale}, factors, p, grad, first, second, sizes, tensors, (int)threads);
 }
+
+EXPORT void sparseling_read(i64 threads, const void* data, i64 bytes, float* digest) { read_all((const char*)data, bytes, (int)threads, digest); }
 
 #include "engine/exports.h"

@@ -12,16 +12,16 @@ struct Engine {
 
 EXPORT void sparseling_engine_create(const i64* sizes, float eps, float routed_scale, i64 threads, i64 cache_kind, Engine** made) {
   const i64* s = sizes;
-  *made = new Engine({s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11], s[12], s[13], eps, routed_scale}, (int)threads, cache_kind == 1);
+  *made = new Engine({s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11], s[12], s[13], s[14], eps, routed_scale}, (int)threads, cache_kind == 1);
 }
 
 EXPORT void sparseling_engine_destroy(Engine* engine) { delete engine; }
 
-// `slot` counts the matrices of a layer as Layer has them; layer -1 has the head alone.
+// `slot` counts the matrices of a layer as Layer has them; layer -1 has the head and the MTP layer's projection.
 EXPORT void sparseling_engine_set_matrix(Engine* engine, i64 layer, i64 slot, i64 kind, i64 rows, i64 columns, const void* data, const void* scales) {
   const Matrix matrix{(Kind)kind, rows, columns, (const uint8_t*)data, (const uint16_t*)scales};
   if (layer < 0) {
-    engine->model.head = matrix;
+    (slot == 0 ? engine->model.head : engine->model.door.projection) = matrix;
     return;
   }
   Layer& l = engine->model.layers[layer];
@@ -29,10 +29,11 @@ EXPORT void sparseling_engine_set_matrix(Engine* engine, i64 layer, i64 slot, i6
   *slots[slot] = matrix;
 }
 
-// Likewise the vectors, fp32. Layer -1: the final norm, cosines and sines.
+// Likewise the vectors, fp32. Layer -1: the final norm, cosines, sines, and three norms of the MTP layer.
 EXPORT void sparseling_engine_set_vector(Engine* engine, i64 layer, i64 slot, const float* data) {
   if (layer < 0) {
-    const float** const slots[] = {&engine->model.final_norm, &engine->model.cosine, &engine->model.sine};
+    Model& m = engine->model;
+    const float** const slots[] = {&m.final_norm, &m.cosine, &m.sine, &m.door.embedding_norm, &m.door.hidden_norm, &m.ahead_norm};
     *slots[slot] = data;
     return;
   }
@@ -59,14 +60,15 @@ static inline bool fits(const Engine& engine, const Request& ask, i64 sequences,
   }
   for (i64 i = 0; i < ask.wanted_count; i++)
     if (ask.wanted[i] < 0 || ask.wanted[i] >= ask.n) return false;
-  return ask.wanted_count <= ask.n;
+  const Shape& shape = engine.model.shape;
+  return ask.wanted_count <= ask.n && ask.words % BLOCK == 0 && ask.words <= engine.model.head.rows && (!ask.previous || shape.ahead);
 }
 
 // `done`: 1, or 0 for a request that does not fit, of which nothing is computed.
 EXPORT void sparseling_engine_step(Engine* engine, i64 n, const i64* tokens, const i64* positions, const i64* sequences, i64 sequence_count, i64 most_positions,
-                                   i64 most_pages, const i32* tables, i64 wanted_count, const i64* wanted, float* logits, float* hidden, i32* expert_ids,
-                                   float* expert_weights, float* expert_scores, i64* done) {
-  const Request ask{n, most_pages, wanted_count, tokens, positions, sequences, wanted, tables, logits, hidden, expert_ids, expert_weights, expert_scores};
+                                   i64 most_pages, const i32* tables, i64 wanted_count, const i64* wanted, i64 words, const float* previous, float* logits, float* hidden,
+                                   i32* expert_ids, float* expert_weights, float* expert_scores, i64* done) {
+  const Request ask{n, most_pages, wanted_count, words, tokens, positions, sequences, wanted, tables, previous, logits, hidden, expert_ids, expert_weights, expert_scores};
   *done = fits(*engine, ask, sequence_count, most_positions);
   if (!*done) return;
   if (engine->cache_is_bf16) engine->model.step(Cache<bf16>{(bf16*)engine->keys, (bf16*)engine->values, engine->pages}, ask);

@@ -13,6 +13,12 @@
 #include "pack.h"
 #include "pool.h"
 
+// An MTP layer enters by its own door: projection [embedding of the next token, normed | hidden state, normed].
+struct Door {
+  Matrix projection;
+  const float *embedding_norm = nullptr, *hidden_norm = nullptr;
+};
+
 struct Layer {
   Matrix query_key_value, dense, router, gate_up, down, shared_gate_up, shared_down;
   const float *input_norm = nullptr, *post_norm = nullptr, *query_norm = nullptr, *key_norm = nullptr, *expert_bias = nullptr;
@@ -21,17 +27,19 @@ struct Layer {
 };
 
 struct Shape {
-  i64 layers, hidden, heads, kv_heads, head_dim, rotary_dim, experts, k, groups, groups_kept, width, dense_width, shared_width, vocab;
+  i64 layers, ahead, hidden, heads, kv_heads, head_dim, rotary_dim, experts, k, groups, groups_kept, width, dense_width, shared_width, vocab;
   float eps, routed_scale;
 };
 
 // What a step is asked: tokens [n] with their positions and sequences; a sequence's tokens stand together, in order. `tables`
-// [sequences][most_pages] are page numbers. Logits come for the tokens of `wanted`.
+// [sequences][most_pages] are page numbers. Logits come for the tokens of `wanted`, for the first `words` of the vocabulary. With
+// `previous` the MTP layer is asked instead of the decoder: hidden states of the positions, `tokens` being those that follow them.
 struct Request {
-  i64 n, most_pages, wanted_count;
+  i64 n, most_pages, wanted_count, words;
   const i64 *tokens, *positions, *sequences, *wanted;
   const i32* tables;
-  float *logits;             // [wanted][vocab padded to 16]
+  const float* previous;     // [n][hidden] after the final norm, or null
+  float *logits;             // [wanted][words], a multiple of 16
   float *hidden;             // [n][hidden] after the final norm, or null
   i32* expert_ids;           // [layers with experts][n][k], or null
   float *expert_weights;     // likewise
@@ -40,22 +48,40 @@ struct Request {
 
 template <class C>
 struct Cache {
-  C *keys = nullptr, *values = nullptr;  // [layers][pages][kv_heads][head_dim * PAGE]
+  C *keys = nullptr, *values = nullptr;  // [layers + ahead][pages][kv_heads][head_dim * PAGE]
   i64 pages = 0;
+};
+
+// The experts of every token and their weights.
+struct Chosen {
+  std::vector<i64> ids;       // [tokens][k]
+  std::vector<float> weights; // likewise
+};
+
+// (token, slot) pairs of every expert that has some.
+struct Gathered {
+  std::vector<i64> first, pair, place;
+  std::vector<const Activation*> input, inner;
 };
 
 // Arrays of a step, kept for the next.
 struct Buffers {
   std::vector<float> residual, query_key_value, scores;
-  std::vector<i64> ids;
-  std::vector<float> weights;
-  Activations normed, attended, inner, pairs, shared;
+  std::vector<std::atomic<i64>> next_tile;
+  Chosen chosen;
+  Activations normed, joined, attended, inner, pairs, shared;
 };
 
-// (token, slot) pairs of every expert that has some.
-struct Gathered {
-  std::vector<i64> first, pair;
-  std::vector<const Activation*> input, inner;
+// What a thread has for itself. Of few tokens each thread norms all and chooses all experts: sooner done than waited for.
+struct Own {
+  Activations normed;
+  Chosen chosen;
+  Gathered gathered;
+  Choice choice;
+  std::vector<float> gate, biased;  // scores of the experts
+  std::vector<float> scores;        // of a tile of attention
+  Own(const Shape& s, i64 floats)
+      : choice(s.experts, s.groups, s.groups_kept, s.k), gate(s.experts + BLOCK), biased(s.experts), scores(floats) {}
 };
 
 static inline void rms_norm(const float* x, const float* weight, i64 n, float eps, float* out) {
@@ -67,41 +93,37 @@ static inline void rms_norm(const float* x, const float* weight, i64 n, float ep
 
 class Model {
  public:
-  Model(const Shape& shape, int threads) : shape(shape), layers(shape.layers), pool(threads), gathered(threads), tile_scores(threads) {
-    for (auto& s : tile_scores) s.resize(QUERIES * SPAN + 2 * QUERIES * shape.head_dim);
+  Model(const Shape& shape, int threads) : shape(shape), layers(shape.layers + shape.ahead), pool(threads) {
+    for (int t = 0; t < threads; t++) own.emplace_back(shape, QUERIES * SPAN + 2 * QUERIES * shape.head_dim);
+    buffers.next_tile = std::vector<std::atomic<i64>>(layers.size());
   }
 
   const Shape shape;
-  std::vector<Layer> layers;
+  std::vector<Layer> layers;        // those of the decoder, then an MTP layer if there is one
+  Door door;
   Matrix head;
   const void* embedding = nullptr;  // [vocab][hidden]
   bool embedding_is_bf16 = false;
-  const float *final_norm = nullptr, *cosine = nullptr, *sine = nullptr;  // cosine, sine [positions][rotary_dim / 2]
+  const float *final_norm = nullptr, *ahead_norm = nullptr;
+  const float *cosine = nullptr, *sine = nullptr;  // [positions][rotary_dim / 2]
 
   template <class C>
   void step(const Cache<C>& cache, const Request& ask) {
-    grow(ask.n);
-    std::vector<std::atomic<i64>> next_tile(shape.layers);
-    for (auto& counter : next_tile) counter.store(0);
+    grow(ask);
+    const bool heads_divide = shape.kv_heads % pool.threads == 0;
     const auto tiles = attention_tiles(ask);
     pool.run([&](int t) {
-      const auto [first, last] = share(ask.n, t);
-      for (i64 r = first; r < last; r++) embed(ask.tokens[r], residual(r));
-      i64 moe = 0;
-      for (i64 l = 0; l < shape.layers; l++) {
+      enter(ask, t);
+      const i64 from = ask.previous ? shape.layers : 0, to = ask.previous ? from + 1 : shape.layers;
+      for (i64 l = from, moe = 0; l < to; l++) {
         const Layer& layer = layers[l];
-        norm_rows(layer.input_norm, layer.query_key_value.kind, first, last);
-        pool.barrier();
-        project(layer, ask.n, t);
-        pool.barrier();
-        for (i64 i = first * shape.kv_heads; i < last * shape.kv_heads; i++) turn_and_keep(layer, cache, ask, l, i / shape.kv_heads, i % shape.kv_heads);
-        pool.barrier();
-        for (i64 i; (i = next_tile[l].fetch_add(1)) < (i64)tiles.size();) attend_tile(layer, cache, ask, l, tiles[i], t);
+        norm(layer.input_norm, layer.query_key_value.kind, ask.n, t);
+        if (few && heads_divide) attend_own_heads(layer, cache, ask, l, tiles, t);
+        else attend_in_phases(layer, cache, ask, l, tiles, t);
         pool.barrier();
         add_product(layer.dense, layer.dense_bias, buffers.attended, ask.n, t);
         pool.barrier();
-        norm_rows(layer.post_norm, layer.gate_up.kind, first, last);
-        pool.barrier();
+        norm(layer.post_norm, layer.gate_up.kind, ask.n, t);
         if (layer.has_experts()) experts(layer, ask, moe++, t);
         else dense_mlp(layer, ask.n, t);
         pool.barrier();
@@ -111,32 +133,60 @@ class Model {
   }
 
  private:
+  static constexpr i64 FEW = 8;  // tokens
+
   struct Tile {
     i64 row, rows, kv_head;
   };
 
   Pool pool;
   Buffers buffers;
-  std::vector<Gathered> gathered;
-  std::vector<std::vector<float>> tile_scores;
+  std::vector<Own> own;
+  bool few = false;
+
+  Activations& normed(int t) { return few ? own[t].normed : buffers.normed; }
+  Chosen& chosen(int t) { return few ? own[t].chosen : buffers.chosen; }
 
   std::pair<i64, i64> share(i64 n, int t) const { return {n * t / pool.threads, n * (t + 1) / pool.threads}; }
   float* residual(i64 row) { return &buffers.residual[row * shape.hidden]; }
   i64 projected() const { return (shape.heads + 2 * shape.kv_heads) * shape.head_dim; }
+  i64 padded_experts() const { return (shape.experts + BLOCK - 1) / BLOCK * BLOCK; }
 
-  void grow(i64 n) {
+  void grow(const Request& ask) {
+    const i64 n = ask.n;
     const auto at_least = [](auto& v, i64 size) {
       if ((i64)v.size() < size) v.resize(size);
     };
+    const auto grow_chosen = [&](Chosen& c) { at_least(c.ids, n * shape.k), at_least(c.weights, n * shape.k); };
+    few = n <= FEW;
+    for (auto& counter : buffers.next_tile) counter.store(0, std::memory_order_relaxed);
     at_least(buffers.residual, n * shape.hidden);
     at_least(buffers.query_key_value, n * projected());
-    at_least(buffers.scores, n * (shape.experts + BLOCK));
-    at_least(buffers.ids, n * shape.k), at_least(buffers.weights, n * shape.k);
-    buffers.normed.resize(n, shape.hidden);
+    at_least(buffers.scores, n * padded_experts());
+    for (int t = 0; t < (few ? pool.threads : 1); t++) normed(t).resize(n, shape.hidden), grow_chosen(chosen(t));
+    if (ask.previous) buffers.joined.resize(n, 2 * shape.hidden);
     buffers.attended.resize(n, shape.heads * shape.head_dim);
     if (shape.dense_width) buffers.inner.resize(n, shape.dense_width);
     if (shape.width) buffers.pairs.resize(n * shape.k, shape.width);
     if (shape.shared_width) buffers.shared.resize(n, shape.shared_width);
+  }
+
+  // The first residual: the embedding, or what the MTP layer makes of it and the hidden state before.
+  void enter(const Request& ask, int t) {
+    const auto [first, last] = share(ask.n, t);
+    for (i64 r = first; r < last; r++) {
+      embed(ask.tokens[r], residual(r));
+      if (!ask.previous) continue;
+      rms_norm(residual(r), door.embedding_norm, shape.hidden, shape.eps, buffers.joined.values(r));
+      rms_norm(ask.previous + r * shape.hidden, door.hidden_norm, shape.hidden, shape.eps, buffers.joined.values(r) + shape.hidden);
+      buffers.joined.prepare(r, door.projection.kind);
+    }
+    if (ask.previous) {
+      pool.barrier();
+      const auto [from, to] = share(shape.hidden / BLOCK, t);
+      multiply(door.projection, from, to, buffers.joined.pointers.data(), ask.n, [&](i64 r, i64 row, vec s) { store(residual(r) + row, s); });
+    }
+    pool.barrier();
   }
 
   void embed(i64 token, float* x) const {
@@ -144,19 +194,47 @@ class Model {
       store(x + i, embedding_is_bf16 ? widen((const bf16*)embedding + token * shape.hidden + i) : load((const float*)embedding + token * shape.hidden + i));
   }
 
-  void norm_rows(const float* weight, Kind kind, i64 first, i64 last) {
+  // The residual of all n tokens, normed, for products of a kind; afterwards any thread may read all of normed(t).
+  void norm(const float* weight, Kind kind, i64 n, int t) {
+    const auto [first, last] = few ? std::pair<i64, i64>(0, n) : share(n, t);
+    Activations& out = normed(t);
     for (i64 r = first; r < last; r++) {
-      rms_norm(residual(r), weight, shape.hidden, shape.eps, buffers.normed.values(r));
-      buffers.normed.prepare(r, kind);
+      rms_norm(residual(r), weight, shape.hidden, shape.eps, out.values(r));
+      out.prepare(r, kind);
     }
+    if (!few) pool.barrier();
   }
 
-  void project(const Layer& layer, i64 n, int t) {
-    const auto [from, to] = share(projected() / BLOCK, t);
-    multiply(layer.query_key_value, from, to, buffers.normed.pointers.data(), n, [&](i64 r, i64 row, vec s) {
+  // Blocks [from, to) of queries, keys and values of all n tokens
+  void project(const Layer& layer, i64 n, int t, i64 from, i64 to) {
+    multiply(layer.query_key_value, from, to, normed(t).pointers.data(), n, [&](i64 r, i64 row, vec s) {
       if (layer.query_key_value_bias) s = s + load(layer.query_key_value_bias + row);
       store(&buffers.query_key_value[r * projected() + row], s);
     });
+  }
+
+  // Each thread takes some key heads, from their projection to what is attended: nobody waits in between.
+  template <class C>
+  void attend_own_heads(const Layer& layer, const Cache<C>& cache, const Request& ask, i64 l, const std::vector<Tile>& tiles, int t) {
+    const auto [first, last] = share(shape.kv_heads, t);
+    const i64 blocks = shape.head_dim / BLOCK, group = shape.heads / shape.kv_heads;
+    project(layer, ask.n, t, first * group * blocks, last * group * blocks);
+    for (i64 before : {shape.heads, shape.heads + shape.kv_heads}) project(layer, ask.n, t, (before + first) * blocks, (before + last) * blocks);
+    for (i64 r = 0; r < ask.n; r++)
+      for (i64 h = first; h < last; h++) turn_and_keep(layer, cache, ask, l, r, h);
+    for (const Tile& tile : tiles)
+      if (tile.kv_head >= first && tile.kv_head < last) attend_tile(layer, cache, ask, l, tile, t);
+  }
+
+  template <class C>
+  void attend_in_phases(const Layer& layer, const Cache<C>& cache, const Request& ask, i64 l, const std::vector<Tile>& tiles, int t) {
+    const auto [from, to] = share(projected() / BLOCK, t);
+    project(layer, ask.n, t, from, to);
+    pool.barrier();
+    const auto [first, last] = share(ask.n * shape.kv_heads, t);
+    for (i64 i = first; i < last; i++) turn_and_keep(layer, cache, ask, l, i / shape.kv_heads, i % shape.kv_heads);
+    pool.barrier();
+    for (i64 i; (i = buffers.next_tile[l].fetch_add(1)) < (i64)tiles.size();) attend_tile(layer, cache, ask, l, tiles[i], t);
   }
 
   void rotate(float* x, i64 position) const {
@@ -214,7 +292,7 @@ class Model {
     const i64 heads_at_once = std::min<i64>(group, QUERIES);
     for (i64 h0 = 0; h0 < group; h0 += heads_at_once) {
       const i64 heads = std::min(heads_at_once, group - h0), rows = most == 1 ? 1 : tile.rows;
-      float *scores = tile_scores[t].data(), *query = scores + QUERIES * SPAN, *y = query + QUERIES * d;
+      float *scores = own[t].scores.data(), *query = scores + QUERIES * SPAN, *y = query + QUERIES * d;
       i64 position[QUERIES], count = 0;
       for (i64 r = 0; r < rows; r++)
         for (i64 h = 0; h < heads; h++) {
@@ -256,7 +334,7 @@ class Model {
   // One SwiGLU for all tokens, as far as its inner activations; columns in groups, for they are quantised by groups
   void inner_of(const Matrix& gate_up, Kind down_kind, Activations& inner, i64 n, int t) {
     const auto [from, to] = share(inner.columns / GROUP, t);
-    gated(gate_up, 0, from * GROUP, to * GROUP, buffers.normed.pointers.data(), n, [&](i64 r, i64 column, vec y) { store(inner.values(r) + column, y); });
+    gated(gate_up, 0, from * GROUP, to * GROUP, normed(t).pointers.data(), n, [&](i64 r, i64 column, vec y) { store(inner.values(r) + column, y); });
     for (i64 r = 0; r < n; r++) inner.prepare(r, down_kind, from * GROUP, to * GROUP);
   }
 
@@ -267,13 +345,13 @@ class Model {
   }
 
   void experts(const Layer& layer, const Request& ask, i64 moe, int t) {
-    const i64 n = ask.n, padded = (shape.experts + BLOCK - 1) / BLOCK * BLOCK;
-    const auto [from, to] = share(padded / BLOCK, t);
-    multiply(layer.router, from, to, buffers.normed.pointers.data(), n, [&](i64 r, i64 row, vec s) { store(&buffers.scores[r * padded + row], s); });
+    const i64 n = ask.n;
+    const auto [from, to] = share(padded_experts() / BLOCK, t);
+    multiply(layer.router, from, to, normed(t).pointers.data(), n, [&](i64 r, i64 row, vec s) { store(&buffers.scores[r * padded_experts() + row], s); });
     pool.barrier();
-    const auto [first, last] = share(n, t);
-    choose(layer, ask, moe, first, last);
-    pool.barrier();
+    const auto [first, last] = few ? std::pair<i64, i64>(0, n) : share(n, t);
+    choose(layer, ask, moe, first, last, !few || t == 0, t);
+    if (!few) pool.barrier();
     Gathered& g = gather(n, t);
     const auto [low, high] = share(shape.width / GROUP, t);
     for (i64 e = 0; e < shape.experts; e++) {
@@ -284,68 +362,69 @@ class Model {
     }
     if (shape.shared_width) inner_of(layer.shared_gate_up, layer.shared_down.kind, buffers.shared, n, t);
     pool.barrier();
+    const float* weights = chosen(t).weights.data();
     const auto [b0, b1] = share(shape.hidden / BLOCK, t);
     for (i64 e = 0; e < shape.experts; e++) {
       const i64 start = g.first[e], count = g.first[e + 1] - start, base = e * shape.hidden / BLOCK;
       multiply(layer.down, base + b0, base + b1, g.inner.data() + start, count, [&](i64 i, i64 row, vec s) {
         const i64 pair = g.pair[start + i];
         float* x = residual(pair / shape.k) + row - e * shape.hidden;
-        store(x, fma(s, set1(buffers.weights[pair]), load(x)));
+        store(x, fma(s, set1(weights[pair]), load(x)));
       });
     }
     if (shape.shared_width) add_product(layer.shared_down, nullptr, buffers.shared, n, t);
   }
 
-  // Experts and their weights of the rows [first, last), from the router's logits
-  void choose(const Layer& layer, const Request& ask, i64 moe, i64 first, i64 last) {
-    const i64 padded = (shape.experts + BLOCK - 1) / BLOCK * BLOCK;
-    Choice choice(shape.experts, shape.groups, shape.groups_kept, shape.k);
-    std::vector<float> biased(shape.experts);
+  // Experts and their weights of the rows [first, last), from the router's logits; `tells`: also to who asked.
+  void choose(const Layer& layer, const Request& ask, i64 moe, i64 first, i64 last, bool tells, int t) {
+    float *gate = own[t].gate.data(), *biased = own[t].biased.data();
     for (i64 r = first; r < last; r++) {
-      float *scores = &buffers.scores[r * padded], *weights = &buffers.weights[r * shape.k];
-      i64* ids = &buffers.ids[r * shape.k];
-      for (i64 e = 0; e < padded; e += VL) store(scores + e, sigmoid(load(scores + e)));
-      for (i64 e = 0; e < shape.experts; e++) biased[e] = scores[e] + layer.expert_bias[e];
-      choice.choose(biased.data(), ids);
+      const float* logits = &buffers.scores[r * padded_experts()];
+      float* weights = &chosen(t).weights[r * shape.k];
+      i64* ids = &chosen(t).ids[r * shape.k];
+      for (i64 e = 0; e < padded_experts(); e += VL) store(gate + e, sigmoid(load(logits + e)));
+      for (i64 e = 0; e < shape.experts; e++) biased[e] = gate[e] + layer.expert_bias[e];
+      own[t].choice.choose(biased, ids);
       float total = 0.0f;
-      for (i64 j = 0; j < shape.k; j++) total += scores[ids[j]];
-      for (i64 j = 0; j < shape.k; j++) weights[j] = scores[ids[j]] * shape.routed_scale / (shape.k > 1 ? total + 1e-20f : 1.0f);
+      for (i64 j = 0; j < shape.k; j++) total += gate[ids[j]];
+      for (i64 j = 0; j < shape.k; j++) weights[j] = gate[ids[j]] * shape.routed_scale / (shape.k > 1 ? total + 1e-20f : 1.0f);
       const i64 at = moe * ask.n + r;
-      for (i64 j = 0; j < shape.k; j++) {
-        if (ask.expert_ids) ask.expert_ids[at * shape.k + j] = (i32)ids[j];
-        if (ask.expert_weights) ask.expert_weights[at * shape.k + j] = weights[j];
-      }
-      if (ask.expert_scores) std::copy(scores, scores + shape.experts, ask.expert_scores + at * shape.experts);
+      if (tells && ask.expert_ids) std::copy(ids, ids + shape.k, ask.expert_ids + at * shape.k);
+      if (tells && ask.expert_weights) std::copy(weights, weights + shape.k, ask.expert_weights + at * shape.k);
+      if (tells && ask.expert_scores) std::copy(gate, gate + shape.experts, ask.expert_scores + at * shape.experts);
     }
   }
 
   // Every thread sorts for itself: cheaper than to wait for one that does
   Gathered& gather(i64 n, int t) {
-    Gathered& g = gathered[t];
+    Gathered& g = own[t].gathered;
+    const i64* ids = chosen(t).ids.data();
     g.first.assign(shape.experts + 1, 0);
     g.pair.resize(n * shape.k), g.input.resize(n * shape.k), g.inner.resize(n * shape.k);
-    for (i64 p = 0; p < n * shape.k; p++) g.first[buffers.ids[p] + 1]++;
+    for (i64 p = 0; p < n * shape.k; p++) g.first[ids[p] + 1]++;
     for (i64 e = 0; e < shape.experts; e++) g.first[e + 1] += g.first[e];
-    std::vector<i64> place(g.first.begin(), g.first.end() - 1);
+    g.place.assign(g.first.begin(), g.first.end() - 1);
     for (i64 p = 0; p < n * shape.k; p++) {
-      const i64 i = place[buffers.ids[p]]++;
-      g.pair[i] = p, g.input[i] = buffers.normed.pointers[p / shape.k], g.inner[i] = buffers.pairs.pointers[p];
+      const i64 i = g.place[ids[p]]++;
+      g.pair[i] = p, g.input[i] = normed(t).pointers[p / shape.k], g.inner[i] = buffers.pairs.pointers[p];
     }
     return g;
   }
 
-  // Final norm and logits. The rows that want logits come first in `normed`, which nobody reads any more.
+  // Final norm and logits. The rows that want logits come first in what is normed: nobody reads that any more.
   void finish(const Request& ask, int t) {
+    const float* weight = ask.previous ? ahead_norm : final_norm;
     const auto [a, b] = share(ask.n, t);
     if (ask.hidden)
-      for (i64 r = a; r < b; r++) rms_norm(residual(r), final_norm, shape.hidden, shape.eps, ask.hidden + r * shape.hidden);
-    const auto [first, last] = share(ask.wanted_count, t);
+      for (i64 r = a; r < b; r++) rms_norm(residual(r), weight, shape.hidden, shape.eps, ask.hidden + r * shape.hidden);
+    const auto [first, last] = few ? std::pair<i64, i64>(0, ask.wanted_count) : share(ask.wanted_count, t);
+    Activations& out = normed(t);
     for (i64 i = first; i < last; i++) {
-      rms_norm(residual(ask.wanted[i]), final_norm, shape.hidden, shape.eps, buffers.normed.values(i));
-      buffers.normed.prepare(i, head.kind);
+      rms_norm(residual(ask.wanted[i]), weight, shape.hidden, shape.eps, out.values(i));
+      out.prepare(i, head.kind);
     }
-    pool.barrier();
-    const auto [from, to] = share(head.rows / BLOCK, t);
-    multiply(head, from, to, buffers.normed.pointers.data(), ask.wanted_count, [&](i64 i, i64 row, vec s) { store(ask.logits + i * head.rows + row, s); });
+    if (!few) pool.barrier();
+    const auto [from, to] = share(ask.words / BLOCK, t);
+    multiply(head, from, to, out.pointers.data(), ask.wanted_count, [&](i64 i, i64 row, vec s) { store(ask.logits + i * ask.words + row, s); });
   }
 };

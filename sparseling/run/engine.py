@@ -17,8 +17,8 @@ from ..errors import UserError
 from ..kernels.library import call, load_library
 from ..model.mlp import DenseMLP, MoE
 from ..model.rotary import rotary_table
-from ..model.transformer import DecoderLayer, LingForCausalLM
-from .packed import CODES, GROUP_COLUMNS, Kind, Packed, interleave, pack
+from ..model.transformer import DecoderLayer, LingForCausalLM, MTPLayer
+from .packed import BLOCK_ROWS, CODES, GROUP_COLUMNS, Kind, Packed, interleave, pack, round_up
 
 PAGE = 16  # positions of a page
 
@@ -64,13 +64,15 @@ class Engine:
         if (reason := why_not(config)) is not None:
             raise UserError(f"the native engine cannot run this model: {reason}; run it on PyTorch operations")
         self.config, self.kind, self.pages = config, kind, pages
+        self.ahead = min(1, config.num_nextn_predict_layers)  # MTP layers that the engine has: deeper ones stay unused
+        self.moe_layers = sum(not config.is_dense(layer) for layer in range(config.num_hidden_layers))
         self.max_positions = max_positions or config.max_position_embeddings
         self.kept: list[Tensor] = []  # everything that the C++ points to
         self.weight_bytes = 0
         self.handle = created(config, threads or torch.get_num_threads(), kind)
         self.finalizer = weakref.finalize(self, call, "engine_destroy", self.handle)
         cache_dtype = torch.float32 if kind == "fp32" else torch.bfloat16
-        shape = (config.num_hidden_layers, pages, config.num_key_value_heads, config.head_dim * PAGE)
+        shape = (config.num_hidden_layers + self.ahead, pages, config.num_key_value_heads, config.head_dim * PAGE)
         self.keys, self.values = (torch.zeros(shape, dtype=cache_dtype) for _ in range(2))
         call("engine_set_cache", self.handle, pages, self.keys, self.values)
         with torch.no_grad():
@@ -84,11 +86,15 @@ class Engine:
         self.matrix(-1, 0, pack(model.lm_head.weight, self.kind))
         rotary = rotary_table(self.config, torch.arange(self.max_positions)[None], torch.float32)
         half = self.config.rotary_dim // 2
-        self.vectors(-1, [model.model.norm.weight, rotary.cos[0, :, :half], rotary.sin[0, :, :half]])
-        for number in range(self.config.num_hidden_layers):
+        vectors: list[Tensor | None] = [model.model.norm.weight, rotary.cos[0, :, :half], rotary.sin[0, :, :half]]
+        for number in range(self.config.num_hidden_layers + self.ahead):
             layer = model.model.layers[number]
             assert isinstance(layer, DecoderLayer)
             self.load_layer(number, layer)
+            if isinstance(layer, MTPLayer):
+                self.matrix(-1, 1, pack(layer.eh_proj.weight, self.kind))
+                vectors += [layer.enorm.weight, layer.hnorm.weight, layer.final_layernorm.weight]
+        self.vectors(-1, vectors)
 
     def load_layer(self, number: int, layer: DecoderLayer) -> None:
         attention, mlp = layer.attention, layer.mlp
@@ -135,20 +141,30 @@ class Engine:
 
         Raises `ValueError` for what lies outside the vocabulary, the positions or the pages.
         """
+        return self.compute(tokens, positions, sequences, tables, wanted, None, self.config.vocab_size, self.moe_layers, hidden, routing, scores)
+
+    def look_ahead(self, hidden: Tensor, tokens: Tensor, positions: Tensor, sequences: Tensor, tables: Tensor, wanted: Tensor,
+                   vocab_size: int | None = None) -> StepOutput:
+        """The MTP layer: from the hidden states [n, hidden] of `positions` (after the final norm, as `step` gives them) and the tokens that
+        follow those, logits for the tokens after them, and hidden states of the next depth. It has keys and values of its own: all earlier
+        positions have to have gone through it. `vocab_size`: of the first so many words only."""
+        return self.compute(tokens, positions, sequences, tables, wanted, hidden, vocab_size or self.config.vocab_size, 1, True, False, False)
+
+    def compute(self, tokens: Tensor, positions: Tensor, sequences: Tensor, tables: Tensor, wanted: Tensor, previous: Tensor | None,
+                vocab_size: int, moe: int, hidden: bool, routing: bool, scores: bool) -> StepOutput:
         config, n = self.config, len(tokens)
-        padded = -(-config.vocab_size // 16) * 16
-        logits = torch.empty(len(wanted), padded)
-        moe = sum(not config.is_dense(layer) for layer in range(config.num_hidden_layers))
+        words = round_up(vocab_size, BLOCK_ROWS)
+        logits = torch.empty(len(wanted), words)
         k = config.num_experts_per_tok
         final = torch.empty(n, config.hidden_size) if hidden else None
         ids, weights = (torch.empty(moe, n, k, dtype=torch.int32), torch.empty(moe, n, k)) if routing else (None, None)
         expert_scores = torch.empty(moe, n, config.num_experts) if scores else None
         done = torch.zeros(1, dtype=torch.int64)
         call("engine_step", self.handle, n, tokens, positions, sequences, len(tables), self.max_positions, tables.shape[1], tables,
-             len(wanted), wanted, logits, final, ids, weights, expert_scores, done)
+             len(wanted), wanted, words, previous, logits, final, ids, weights, expert_scores, done)
         if not done:
             raise ValueError("a token, position, sequence or page of the step lies outside the model or its cache")
-        return StepOutput(logits[:, :config.vocab_size], final, ids, weights, expert_scores)
+        return StepOutput(logits[:, :vocab_size], final, ids, weights, expert_scores)
 
 
 def created(config: ModelConfig, threads: int, kind: Kind) -> int:
@@ -156,7 +172,7 @@ def created(config: ModelConfig, threads: int, kind: Kind) -> int:
     groups, kept = config.groups
     dense = any(config.is_dense(layer) for layer in range(config.num_hidden_layers))
     sizes = torch.tensor([
-        config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim,
+        config.num_hidden_layers, min(1, config.num_nextn_predict_layers), config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim,
         config.rotary_dim, config.num_experts, config.num_experts_per_tok, groups, kept, config.moe_intermediate_size,
         config.intermediate_size if dense else 0, config.shared_expert_intermediate_size, config.vocab_size,
     ])
