@@ -68,6 +68,7 @@ class Engine:
         self.moe_layers = sum(not config.is_dense(layer) for layer in range(config.num_hidden_layers))
         self.max_positions = max_positions or config.max_position_embeddings
         self.kept: list[Tensor] = []  # everything that the C++ points to
+        self.expert_biases: list[Tensor] = []  # [experts] fp32 of every MoE layer, in order
         self.weight_bytes = 0
         self.handle = created(config, threads or torch.get_num_threads(), kind)
         self.finalizer = weakref.finalize(self, call, "engine_destroy", self.handle)
@@ -106,6 +107,7 @@ class Engine:
             matrices += [(mlp.gate.weight.float(), "fp32"), (interleave(gate, up).view(-1, hidden), self.kind),
                          (experts.down_proj.reshape(-1, experts.down_proj.shape[2]), self.kind)]
             shared, bias = mlp.shared_experts, mlp.gate.expert_bias
+            self.expert_biases.append(bias.detach().float().clone())
             matrices += [] if shared is None else self.swiglu(shared)
         else:
             assert isinstance(mlp, DenseMLP)

@@ -1,4 +1,4 @@
-"""From logits to the next token: repetition penalty, temperature, top-k, top-p, one uniform draw per token.
+"""From logits to the next token: penalties and biases, temperature, top-k, top-p, min-p, one uniform draw per token.
 
 A sequence's draws depend on the seed and its own number alone, and every row is treated by itself: what else is in the batch never
 changes what is sampled.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,13 +17,17 @@ from torch import Tensor
 from ..errors import UsageError, UserError
 
 GREEDY_BELOW = 1e-5  # dividing by less would leave the range of float32
+MOST_BIAS = 100.0  # of a token in `logit_bias`, and MOST_PENALTY of the other two: the ranges of the OpenAI API
+MOST_PENALTY = 2.0
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen. `temperature` 0 is greedy, `top_k` 0 and `top_p` 1 are off, `repetition_penalty` 1 is off.
+    """How tokens are chosen. `temperature` 0 is greedy, `top_k` 0 and `top_p` 1 are off, `repetition_penalty` 1 is off, all else at 0.
 
-    The defaults are those of the published chat models. Raises `UsageError` naming the key that is out of range.
+    `min_p` drops tokens less likely than so much of the likeliest one; `presence_penalty` is taken from the logit of every token that is in
+    the answer so far, `frequency_penalty` as often as it is there; `logit_bias` (token, number) is added to logits. The defaults are
+    those of the published chat models. Raises `UsageError` naming the key that is out of range.
     """
 
     temperature: float = 0.7
@@ -31,9 +35,13 @@ class Sampling:
     top_k: int = 0
     repetition_penalty: float = 1.05
     seed: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
-        for key in ("temperature", "top_p", "repetition_penalty"):
+        for key in ("temperature", "top_p", "repetition_penalty", "min_p", "presence_penalty", "frequency_penalty"):
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise UsageError(f"{key}: {value!r} is not a number; give one such as {getattr(Sampling, key)}")
@@ -49,8 +57,35 @@ class Sampling:
             raise UsageError(f"top_p: {self.top_p} is not above 0 and at most 1; 1 turns it off")
         if self.repetition_penalty <= 0:
             raise UsageError(f"repetition_penalty: {self.repetition_penalty} is not above 0; 1 turns it off")
+        if not 0 <= self.min_p <= 1:
+            raise UsageError(f"min_p: {self.min_p} is not between 0 and 1; 0 turns it off")
+        for key in ("presence_penalty", "frequency_penalty"):
+            if abs(getattr(self, key)) > MOST_PENALTY:
+                raise UsageError(f"{key}: {getattr(self, key)} is not between -2 and 2; 0 turns it off")
+        for token, bias in self.logit_bias:
+            if isinstance(token, bool) or not isinstance(token, int) or token < 0:
+                raise UsageError(f"logit_bias: {token!r} is not a token; give token ids")
+            if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not abs(bias) <= MOST_BIAS:
+                raise UsageError(f"logit_bias: {bias!r} of token {token} is not between -100 and 100; give a number in that range")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return self.temperature < GREEDY_BELOW
+
+    @property
+    def penalises(self) -> bool:
+        """Whether logits depend on the tokens that came before."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+    @property
+    def drawing(self) -> Sampling:
+        """What matters once logits are adjusted: rows that agree in it can be drawn together."""
+        return GREEDY if self.greedy else replace(self, repetition_penalty=1.0, seed=0, presence_penalty=0.0, frequency_penalty=0.0,
+                                                  logit_bias=())
 
 
+NOT_FINITE = "model: its logits are not finite numbers; the weights are damaged or training diverged, use another checkpoint"
 GREEDY = Sampling(temperature=0.0, top_p=1.0, top_k=0, repetition_penalty=1.0)
 
 
@@ -75,14 +110,16 @@ def next_tokens(logits: Tensor, history: Tensor | None, sampling: Sampling, draw
         logits = logits.scatter(1, history, scores)
     best, tokens = logits.max(dim=-1)
     if not torch.isfinite(best).all():
-        raise UserError("model: its logits are not finite numbers; the weights are damaged or training diverged, use another checkpoint")
-    if sampling.temperature < GREEDY_BELOW:
+        raise UserError(NOT_FINITE)
+    if sampling.greedy:
         return tokens
     assert draws is not None, "sampling needs draws"
     scores = (logits - best[:, None]).div_(sampling.temperature)                 # the best is 0, so exp cannot overflow
     weights = scores.exp()
     if 0 < sampling.top_k < logits.shape[1] or sampling.top_p < 1:
         weights.masked_fill_(~kept_tokens(scores, sampling), 0)
+    if sampling.min_p > 0:
+        weights.masked_fill_(weights < sampling.min_p, 0)                        # the best weighs 1
     return pick(weights, draws)
 
 
@@ -99,8 +136,9 @@ def kept_tokens(scores: Tensor, sampling: Sampling) -> Tensor:
     count = torch.full((batch, 1), best.shape[1], device=scores.device)
     if sampling.top_p < 1:
         weights = best.exp().double()
-        better = weights.cumsum(-1) - weights                                    # mass of the tokens that rank before
-        count = (better < sampling.top_p * weights.sum(-1, keepdim=True)).sum(-1, keepdim=True)
+        mass = weights.cumsum(-1)                                                # its order of addition is the same at any batch size
+        better = mass - weights                                                  # mass of the tokens that rank before
+        count = (better < sampling.top_p * mass[:, -1:]).sum(-1, keepdim=True)
     last = best.gather(1, count - 1)                                             # [batch, 1]
     kept = scores >= last
     if bool((kept.sum(-1, keepdim=True) > count).any()):

@@ -30,6 +30,7 @@ def distribution(logits: np.ndarray, history: list[int], sampling: Sampling) -> 
         if sampling.top_p == 1 or mass < sampling.top_p * sum(weights):
             kept.append(token)
         mass += weight
+    kept = [token for token in kept if weights[order.index(token)] >= sampling.min_p]
     probabilities = np.zeros(len(scores))
     for token, weight in zip(order, weights, strict=True):
         probabilities[token] = weight if token in kept else 0.0
@@ -39,17 +40,18 @@ def distribution(logits: np.ndarray, history: list[int], sampling: Sampling) -> 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(
     st.integers(0, 10**6), st.sampled_from([1, 2, 7, 40]), st.sampled_from([0.3, 1.0, 1.7]), st.sampled_from([0, 1, 3, 40, 99]),
-    st.sampled_from([0.05, 0.5, 0.9, 1.0]), st.sampled_from([1.0, 1.3, 0.8]), st.booleans(),
+    st.sampled_from([0.05, 0.5, 0.9, 1.0]), st.sampled_from([1.0, 1.3, 0.8]), st.booleans(), st.sampled_from([0.0, 0.1, 0.6, 1.0]),
 )
 def test_the_token_drawn_is_where_the_draw_falls_in_the_brute_force_distribution(
-    seed: int, vocab: int, temperature: float, top_k: int, top_p: float, penalty: float, ties: bool
+    seed: int, vocab: int, temperature: float, top_k: int, top_p: float, penalty: float, ties: bool,
+    min_p: float,
 ) -> None:
     random = np.random.default_rng(seed)
     logits = (random.standard_normal((5, vocab)) * 3).astype(np.float32)
     if ties:
         logits = np.round(logits)                                # many equal logits: ranks go by id
     history = random.integers(0, vocab, (5, 4))
-    sampling = Sampling(temperature, top_p, top_k, penalty)
+    sampling = Sampling(temperature, top_p, top_k, penalty, min_p=min_p)
     draws = random.random(5)
     tokens = next_tokens(torch.from_numpy(logits), torch.from_numpy(history), sampling, torch.from_numpy(draws))
     for row in range(5):
@@ -135,6 +137,9 @@ def test_logits_that_are_not_numbers_are_the_models_fault(bad: float) -> None:
 @pytest.mark.parametrize(("key", "value"), [
     ("temperature", -0.1), ("temperature", math.nan), ("temperature", "hot"), ("top_p", 0.0), ("top_p", 1.01), ("top_k", -1),
     ("top_k", 2.5), ("top_k", True), ("repetition_penalty", 0.0), ("repetition_penalty", math.inf), ("seed", -1), ("seed", 1.5),
+    ("min_p", -0.1), ("min_p", 1.1), ("presence_penalty", 2.1), ("frequency_penalty", -3.0), ("frequency_penalty", True),
+    ("logit_bias", ((-1, 1.0),)),
+    ("logit_bias", ((1, 101.0),)), ("logit_bias", ((1, math.nan),)), ("logit_bias", ((True, 1.0),)), ("logit_bias", ((1, "x"),)),
 ])  # fmt: skip
 def test_a_wrong_setting_is_refused_by_name(key: str, value: object) -> None:
     with pytest.raises(UserError, match=f"^{key}: "):
