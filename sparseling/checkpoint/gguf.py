@@ -140,19 +140,22 @@ def bytes_of(shape: Sequence[int], kind: str) -> int:
 
 
 def encoded(tensor: GgufTensor, kind: str, read: Read, gguf: Any) -> np.ndarray:
-    """The bytes of a tensor, uint8 [parts, bytes of a part]."""
-    parts = len(tensor.sources)
-    out = np.empty((parts, bytes_of(tensor.shape, kind) // parts), dtype=np.uint8)
+    """The bytes of a tensor, uint8. Raises `UserError` for a value beyond what F16 can hold."""
+    if len(tensor.sources) == 1:
+        return encode(next(read(tensor.sources)), kind, gguf, tensor.sources[0])
+    out = np.empty((len(tensor.sources), bytes_of(tensor.shape, kind) // len(tensor.sources)), dtype=np.uint8)
     for part, matrix in enumerate(read(tensor.sources)):
-        out[part] = encode(matrix, kind, gguf)
-        if kind == "F16" and not torch.isfinite(matrix.half()).all():
-            raise UserError(f"{tensor.sources[part]}: has values beyond what f16 can hold; export it as bf16 or f32")
+        out[part] = encode(matrix, kind, gguf, tensor.sources[part])
     return out
 
 
-def encode(matrix: Tensor, kind: str, gguf: Any) -> np.ndarray:
-    """One tensor's bytes in a GGUF type, uint8 [bytes]; rounding to nearest even for F16 and BF16."""
+def encode(matrix: Tensor, kind: str, gguf: Any, name: str) -> np.ndarray:
+    """One public tensor's bytes in a GGUF type, uint8 [bytes]; F16 and BF16 round to nearest even."""
     plain = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}.get(kind)
-    if plain is not None:
-        return matrix.to("cpu", plain).contiguous().reshape(-1).view(torch.uint8).numpy()
-    return gguf.quantize(matrix.to("cpu", torch.float32).contiguous().numpy(), gguf.GGMLQuantizationType[kind]).reshape(-1)
+    if plain is None:
+        quantized = gguf.quantize(matrix.to("cpu", torch.float32).contiguous().numpy(), gguf.GGMLQuantizationType[kind])
+        return np.asarray(quantized.reshape(-1))
+    rounded = matrix.to("cpu", plain).contiguous()
+    if kind == "F16" and not torch.isfinite(rounded).all():
+        raise UserError(f"{name}: has values beyond what f16 can hold; export it as bf16 or f32")
+    return rounded.reshape(-1).view(torch.uint8).numpy()
