@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import __version__
@@ -100,10 +100,11 @@ def build_parser() -> argparse.ArgumentParser:
     merge.add_argument("--scores", metavar="FILE", help="JSON file {folder: bits per byte} for --top")
     merge.add_argument("--dtype", choices=["float32", "bfloat16"], help="dtype to write (default: as the last folder)")
 
-    convert = verb("convert", "rewrite a model folder: dtype, FP8 to plain, size of shards",
+    convert = verb("convert", "rewrite a model folder: dtype, FP8 to plain, size of shards, or another format",
                    "sparseling convert Ling-1T-FP8 --out ling-1t-bf16", convert_verb)
     convert.add_argument("model", metavar="MODEL", help="model folder, run folder, or hub id")
-    convert.add_argument("--out", required=True, metavar="FOLDER", help="folder to write")
+    convert.add_argument("--out", required=True, metavar="PATH", help="folder or file to write")
+    convert.add_argument("--to", choices=CONVERT_TO, metavar="FORMAT", help=f"format to write: {', '.join(CONVERT_TO)}")
     convert.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16", help="dtype to write (default bfloat16)")
     convert.add_argument("--shard-gb", type=above_zero, default=10.0, help="largest shard in GiB (default 10)")
 
@@ -235,12 +236,28 @@ def merge_verb(options: argparse.Namespace) -> None:
     print(f"wrote {options.out}")
 
 
+def convert_to_gguf(options: argparse.Namespace) -> None:
+    from .checkpoint.gguf import export_folder
+    from .info import model_folder
+
+    export_folder(model_folder(options.model), options.out, options.to.removeprefix("gguf-"))
+    print(f"wrote {options.out}")
+
+
+CONVERT_TO: dict[str, Callable[[argparse.Namespace], None]] = {
+    f"gguf-{kind}": convert_to_gguf for kind in ("f32", "f16", "bf16", "q8_0", "q4_0")
+}
+
+
 def convert_verb(options: argparse.Namespace) -> None:
     import torch
 
     from .checkpoint.convert import convert_folder
     from .info import model_folder
 
+    if options.to is not None:
+        CONVERT_TO[options.to](options)
+        return
     convert_folder(model_folder(options.model), options.out, getattr(torch, options.dtype), max_shard_bytes=int(options.shard_gb * 2**30))
     print(f"wrote {options.out}")
 
