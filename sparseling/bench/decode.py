@@ -46,12 +46,12 @@ class Task:
 
 def model_shape(name: str) -> ModelConfig:
     """`mini`: Ling-mini-2.0 cut to 4 layers and 32,768 words, 2.6 B parameters, 227 M of them active; `tiny`: 29 M, in the cache."""
-    common = {"num_shared_experts": 1, "first_k_dense_replace": 1, "max_position_embeddings": 4096, "rope_theta": 10000.0,
+    common: dict[str, Any] = {"num_shared_experts": 1, "first_k_dense_replace": 1, "max_position_embeddings": 4096, "rope_theta": 10000.0,
               "initializer_range": 0.02, "pad_token_id": 0, "eos_token_id": 0}
     if name == "mini":
-        return ModelConfig(vocab_size=32768, hidden_size=2048, num_hidden_layers=4, num_attention_heads=16, num_key_value_heads=4, head_dim=128,
-                           intermediate_size=5120, moe_intermediate_size=512, num_experts=256, num_experts_per_tok=8, n_group=8, topk_group=4,
-                           **common)
+        return ModelConfig(vocab_size=32768, hidden_size=2048, num_hidden_layers=4, num_attention_heads=16, num_key_value_heads=4,
+                           head_dim=128, intermediate_size=5120, moe_intermediate_size=512, num_experts=256, num_experts_per_tok=8,
+                           n_group=8, topk_group=4, **common)
     if name == "tiny":
         return ModelConfig(vocab_size=8192, hidden_size=256, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=2, head_dim=64,
                            intermediate_size=768, moe_intermediate_size=128, num_experts=32, num_experts_per_tok=4, n_group=4, topk_group=2,
@@ -101,8 +101,8 @@ class Ours:
         seconds = [self.timed(self.prompt(number)) for number in range(task.batch)]
         if not task.new_tokens:
             return task.prompt_tokens / statistics.median(seconds)
-        steps = [self.timed((self.tokens(task.batch), torch.full((task.batch,), task.prompt_tokens + number), self.sequences), self.sequences)
-                 for number in range(task.new_tokens)]
+        steps = [self.timed((self.tokens(task.batch), torch.full((task.batch,), task.prompt_tokens + number), self.sequences),
+                            self.sequences) for number in range(task.new_tokens)]
         return task.batch / statistics.median(steps)
 
     def prompt(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,9 +131,9 @@ def bench_generation(shape: str, kinds: Sequence[Kind], task: Task, threads: int
                      llama_python: str | None = None) -> dict[str, Any]:
     """Measure the engine and llama.cpp (`peer`) in turns on one model, precision by precision.
 
-    Returns one plain object: `read_gbps`, what this machine's memory gives, and for each kind `ours` and `llama_cpp` in tokens per second, their
-    `ratio`, `bytes_per_step` of weights, and `share_of_bandwidth`: what of `read_gbps` these bytes make up (left out where prompts are
-    timed).
+    Returns one plain object: `read_gbps`, what this machine's memory gives, and for each kind `ours` and `llama_cpp` in tokens per
+    second, their `ratio`, `bytes_per_step` of weights, and `share_of_bandwidth`: what of `read_gbps` these bytes make up (left out where
+    prompts are timed).
     """
     torch.set_num_threads(threads)
     model = random_model(model_shape(shape))

@@ -68,7 +68,7 @@ class Engine:
         self.moe_layers = sum(not config.is_dense(layer) for layer in range(config.num_hidden_layers))
         self.max_positions = max_positions or config.max_position_embeddings
         self.kept: list[Tensor] = []  # everything that the C++ points to
-        self.expert_biases: list[Tensor] = []  # [experts] fp32 of every MoE layer, in order
+        self.expert_biases: list[Tensor] = []  # [experts] fp32 of every MoE layer of the decoder, in order
         self.weight_bytes = 0
         self.handle = created(config, threads or torch.get_num_threads(), kind)
         self.finalizer = weakref.finalize(self, call, "engine_destroy", self.handle)
@@ -107,7 +107,8 @@ class Engine:
             matrices += [(mlp.gate.weight.float(), "fp32"), (interleave(gate, up).view(-1, hidden), self.kind),
                          (experts.down_proj.reshape(-1, experts.down_proj.shape[2]), self.kind)]
             shared, bias = mlp.shared_experts, mlp.gate.expert_bias
-            self.expert_biases.append(bias.detach().float().clone())
+            if number < self.config.num_hidden_layers:
+                self.expert_biases.append(bias.detach().float().clone())
             matrices += [] if shared is None else self.swiglu(shared)
         else:
             assert isinstance(mlp, DenseMLP)
@@ -143,14 +144,16 @@ class Engine:
 
         Raises `ValueError` for what lies outside the vocabulary, the positions or the pages.
         """
-        return self.compute(tokens, positions, sequences, tables, wanted, None, self.config.vocab_size, self.moe_layers, hidden, routing, scores)
+        return self.compute(tokens, positions, sequences, tables, wanted, None, self.config.vocab_size, self.moe_layers, hidden, routing,
+                            scores)
 
     def look_ahead(self, hidden: Tensor, tokens: Tensor, positions: Tensor, sequences: Tensor, tables: Tensor, wanted: Tensor,
                    vocab_size: int | None = None) -> StepOutput:
         """The MTP layer: from the hidden states [n, hidden] of `positions` (after the final norm, as `step` gives them) and the tokens that
         follow those, logits for the tokens after them, and hidden states of the next depth. It has keys and values of its own: all earlier
         positions have to have gone through it. `vocab_size`: of the first so many words only."""
-        return self.compute(tokens, positions, sequences, tables, wanted, hidden, vocab_size or self.config.vocab_size, 1, True, False, False)
+        return self.compute(tokens, positions, sequences, tables, wanted, hidden, vocab_size or self.config.vocab_size, 1, True, False,
+                            False)
 
     def compute(self, tokens: Tensor, positions: Tensor, sequences: Tensor, tables: Tensor, wanted: Tensor, previous: Tensor | None,
                 vocab_size: int, moe: int, hidden: bool, routing: bool, scores: bool) -> StepOutput:
@@ -174,7 +177,8 @@ def created(config: ModelConfig, threads: int, kind: Kind) -> int:
     groups, kept = config.groups
     dense = any(config.is_dense(layer) for layer in range(config.num_hidden_layers))
     sizes = torch.tensor([
-        config.num_hidden_layers, min(1, config.num_nextn_predict_layers), config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim,
+        config.num_hidden_layers, min(1, config.num_nextn_predict_layers), config.hidden_size, config.num_attention_heads,
+        config.num_key_value_heads, config.head_dim,
         config.rotary_dim, config.num_experts, config.num_experts_per_tok, groups, kept, config.moe_intermediate_size,
         config.intermediate_size if dense else 0, config.shared_expert_intermediate_size, config.vocab_size,
     ])

@@ -5,6 +5,7 @@ What a sequence gets does not depend on its company: the engine computes every t
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Collection, Generator, Sequence
 
@@ -13,12 +14,14 @@ import torch
 
 from ..errors import UserError
 from ..model.transformer import LingForCausalLM
+from .batch import Part, add_hidden, batch_of, expert_counts, routing_rows
 from .draw import Drawn, draw_tokens
 from .engine import PAGE, Engine, StepOutput, why_not
 from .job import Constraint, FinishReason, Job, Progress, RoutingOf, RoutingRows
 from .packed import Kind
 from .pages import PagePool, key_after
 from .sampler import GREEDY, Sampling
+from .speculate import Speculator
 
 
 class Scheduler:
@@ -27,9 +30,11 @@ class Scheduler:
     With `count_experts`, `expert_counts` [MoE layers, experts] says how often each expert was used since the start, by `tokens_read`.
     """
 
-    def __init__(self, engine: Engine, prefill_tokens: int = 512, most_jobs: int = 64, count_experts: bool = False) -> None:
+    def __init__(self, engine: Engine, prefill_tokens: int = 512, most_jobs: int = 64, count_experts: bool = False,
+                 speculator: Speculator | None = None) -> None:
+        self.speculator = speculator
         self.engine, self.prefill_tokens, self.most_jobs, self.count_experts = engine, prefill_tokens, most_jobs, count_experts
-        self.expert_counts = np.zeros((len(engine.expert_biases), engine.config.num_experts), dtype=np.int64)
+        self.expert_counts = np.zeros((engine.moe_layers, engine.config.num_experts), dtype=np.int64)
         self.tokens_read = 0
         self.pool = PagePool(engine.pages)
         self.waiting: deque[Job] = deque()
@@ -85,20 +90,52 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def step(self) -> list[Progress]:
-        """Compute one batch: a token of every job that answers, and prompt tokens of those that do not yet."""
+        """Compute one batch: a token or more of every job that answers, and prompt tokens of those that do not yet."""
+        start = time.perf_counter()
         self.admit()
-        batch = self.choose()
-        if not batch:
+        parts = self.choose()
+        if not parts:
             return []
-        out = self.compute(batch)
-        routing = self.routing_of(batch, out)
-        for job, count in batch:
-            job.computed += count
-            self.remember_pages(job)
-        ready = [job for job, _ in batch if job.computed == len(job.ids)]
-        drawn = draw_tokens(ready, out.logits)
-        progress = [self.progress_of(job, new, routing.pop(job, None)) for job, new in zip(ready, drawn, strict=True)]
-        return progress + [Progress(job, None, None, routing=rows) for job, rows in routing.items()]
+        batch = batch_of(parts)
+        guessing = self.speculator is not None and any(part.job.speculates for part in parts)
+        shown = any(part.job.routing != "nothing" for part in parts)
+        out = self.engine.step(batch.tokens, batch.positions, batch.sequences, batch.tables, batch.wanted,
+                               guessing or any(part.job.hidden_sum is not None for part in parts), shown or self.count_experts, shown)
+        progress = self.read(parts, out)
+        if self.speculator is not None and out.hidden is not None:
+            plain_seconds = time.perf_counter() - start
+            self.speculator.propose(parts, out.hidden, batch.tables)
+            self.speculator.learn(parts, sum(entry.token is not None for entry in progress), plain_seconds, time.perf_counter() - start)
+        return progress
+
+    def read(self, parts: list[Part], out: StepOutput) -> list[Progress]:
+        """Draw the next tokens from a step's logits: one for every part that answers, and one more after each guess that was right."""
+        progress: list[Progress] = []
+        drawing = [part for part in parts if part.answers]
+        for part in parts:
+            add_hidden(part, out)
+            part.job.computed += part.count - part.drafts
+            self.remember_pages(part.job)
+            if part not in drawing and (rows := routing_rows(part, out)) is not None:
+                progress.append(Progress(part.job, None, None, routing=rows))
+        while drawing:
+            places = [part.logits + part.accepted for part in drawing]
+            drawn = draw_tokens([part.job for part in drawing], out.logits if len(places) == len(out.logits) else out.logits[places])
+            guesses = [part.job.drafts[part.accepted] if part.accepted < part.drafts else None for part in drawing]
+            progress += [self.progress_of(part.job, new, routing_rows(part, out)) for part, new in zip(drawing, drawn, strict=True)]
+            right = [new.token == guess for new, guess in zip(drawn, guesses, strict=True)]
+            drawing = [part for part, so in zip(drawing, right, strict=True) if so and part.job.finish is None]
+            for part in drawing:
+                part.accepted += 1
+                part.job.computed += 1
+                self.remember_pages(part.job)
+        for part in parts:
+            part.job.drafts = []
+        if self.count_experts:
+            counts, tokens = expert_counts(parts, out, self.engine.config.num_experts)
+            self.expert_counts += counts
+            self.tokens_read += tokens
+        return progress
 
     def admit(self) -> None:
         """Let waiting jobs in while there is room for their whole text so far."""
@@ -113,20 +150,32 @@ class Scheduler:
             job.pages, job.computed = found + self.pool.take(needed), len(found) * PAGE
             job.keys = [self.pool.key_of[page] for page in found]
             job.cached_tokens = max(job.cached_tokens, job.computed)
+            job.speculates = self.speculator is not None and job.hidden_sum is None and self.speculator.accepts(len(self.running) + 1)
             self.running.append(job)
 
-    def choose(self) -> list[tuple[Job, int]]:
+    def choose(self) -> list[Part]:
         """Which jobs compute how many tokens now; pages are there for all of them."""
-        batch, budget = [], self.prefill_tokens
+        parts, budget = [], self.prefill_tokens
+        guesses_now = self.speculator is not None and self.speculator.guesses_now(len(self.running))
         for job in list(self.running):
             if not job.pages:  # sent back
                 continue
             left = len(job.ids) - job.computed
             count = left if left == 1 else min(left, budget)
             if count and self.make_room(job, job.computed + count):
-                batch.append((job, count))
+                drafts = self.checked_drafts(job) if left == 1 and guesses_now else 0
+                parts.append(Part(job, count + drafts, drafts))
                 budget -= count if left > 1 else 0
-        return [(job, count) for job, count in batch if job.pages]
+        return [part for part in parts if part.job.pages]
+
+    def checked_drafts(self, job: Job) -> int:
+        """How many of a job's guesses there is room for without sending anybody back; their pages are taken."""
+        needed = pages_for(len(job.ids) + len(job.drafts)) - len(job.pages)
+        if needed > self.pool.available:
+            return 0
+        if needed > 0:
+            job.pages += self.pool.take(needed)
+        return len(job.drafts)
 
     def make_room(self, job: Job, positions: int) -> bool:
         """Pages for so many positions of the job, taken from the youngest jobs if need be: those begin again later."""
@@ -147,51 +196,7 @@ class Scheduler:
 
     def give_up_pages(self, job: Job) -> None:
         self.pool.release(job.pages)
-        job.pages, job.keys, job.computed = [], [], 0
-
-    def compute(self, batch: list[tuple[Job, int]]) -> StepOutput:
-        """One engine step; logits of the jobs that are computed to their end, in order."""
-        tokens: list[int] = []
-        positions: list[int] = []
-        sequences: list[int] = []
-        wanted: list[int] = []
-        for number, (job, count) in enumerate(batch):
-            end = job.computed + count
-            tokens += job.ids[job.computed:end]
-            positions += range(job.computed, end)
-            sequences += [number] * count
-            if end == len(job.ids):
-                wanted.append(len(tokens) - 1)
-        tables = np.zeros((len(batch), max(len(job.pages) for job, _ in batch)), dtype=np.int32)
-        for number, (job, _) in enumerate(batch):
-            tables[number, :len(job.pages)] = job.pages
-        shown = any(job.routing != "nothing" for job, _ in batch)
-        return self.engine.step(torch.tensor(tokens), torch.tensor(positions), torch.tensor(sequences), torch.from_numpy(tables),
-                                torch.tensor(wanted, dtype=torch.int64), any(job.hidden_sum is not None for job, _ in batch),
-                                shown or self.count_experts, shown)
-
-    def routing_of(self, batch: list[tuple[Job, int]], out: StepOutput) -> dict[Job, RoutingRows]:
-        """Take from a step what is not logits: expert counts, sums of hidden states, and the routing of the jobs that show it."""
-        rows: dict[Job, RoutingRows] = {}
-        start = 0
-        for job, count in batch:
-            end = job.computed + count
-            if job.hidden_sum is not None and out.hidden is not None:
-                for hidden in out.hidden[start:start + count].numpy():  # one by one: the sum must not depend on how the prompt was cut
-                    job.hidden_sum += hidden
-            if job.routing != "nothing" and end > job.routed and out.expert_scores is not None:
-                new = slice(start + max(0, job.routed - job.computed), start + count)
-                rows[job] = RoutingRows(max(job.routed, job.computed), *(
-                    np.ascontiguousarray(part.numpy()[:, new].swapaxes(0, 1))
-                    for part in (out.expert_ids, out.expert_weights, out.expert_scores) if part is not None))
-                job.routed = end
-            start += count
-        if self.count_experts and out.expert_ids is not None:
-            experts = self.engine.config.num_experts
-            for layer, ids in enumerate(out.expert_ids.numpy()):
-                self.expert_counts[layer] += np.bincount(ids.ravel(), minlength=experts)
-            self.tokens_read += start
-        return rows
+        job.pages, job.keys, job.computed, job.drafts = [], [], 0, []
 
     def remember_pages(self, job: Job) -> None:
         """Make the pages that are full now known by their text."""
