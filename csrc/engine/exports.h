@@ -1,9 +1,10 @@
 // The engine's C functions. Kinds of weights: 0 = fp32, 1 = bf16, 2 = int8, 3 = int4; of the cache: 0 = fp32, 1 = bf16.
 #pragma once
-#include "model.h"
+#include "guess.h"
 
 struct Engine {
   Model model;
+  Guesser guesser;
   bool cache_is_bf16;
   void *keys = nullptr, *values = nullptr;
   i64 pages = 0;
@@ -46,6 +47,9 @@ EXPORT void sparseling_engine_set_embedding(Engine* engine, i64 kind, const void
   engine->model.embedding = data, engine->model.embedding_is_bf16 = kind == 1;
 }
 
+// Steps from now on are computed by so many of the engine's threads.
+EXPORT void sparseling_engine_use_threads(Engine* engine, i64 threads) { engine->model.use_threads((int)threads); }
+
 EXPORT void sparseling_engine_set_cache(Engine* engine, i64 pages, void* keys, void* values) {
   engine->pages = pages, engine->keys = keys, engine->values = values;
 }
@@ -60,19 +64,40 @@ static inline bool fits(const Engine& engine, const Request& ask, i64 sequences,
   }
   for (i64 i = 0; i < ask.wanted_count; i++)
     if (ask.wanted[i] < 0 || ask.wanted[i] >= ask.n) return false;
-  const Shape& shape = engine.model.shape;
-  return ask.wanted_count <= ask.n && ask.words % BLOCK == 0 && ask.words <= engine.model.head.rows && (!ask.previous || shape.ahead);
+  return ask.wanted_count <= ask.n && (!ask.previous || engine.model.shape.ahead);
+}
+
+template <class Body>
+static inline void with_cache(const Engine& engine, const Body& body) {
+  if (engine.cache_is_bf16) body(Cache<bf16>{(bf16*)engine.keys, (bf16*)engine.values, engine.pages});
+  else body(Cache<float>{(float*)engine.keys, (float*)engine.values, engine.pages});
 }
 
 // `done`: 1, or 0 for a request that does not fit, of which nothing is computed.
 EXPORT void sparseling_engine_step(Engine* engine, i64 n, const i64* tokens, const i64* positions, const i64* sequences, i64 sequence_count, i64 most_positions,
-                                   i64 most_pages, const i32* tables, i64 wanted_count, const i64* wanted, i64 words, const float* previous, float* logits, float* hidden,
+                                   i64 most_pages, const i32* tables, i64 wanted_count, const i64* wanted, const float* previous, float* logits, float* hidden,
                                    i32* expert_ids, float* expert_weights, float* expert_scores, i64* done) {
-  const Request ask{n, most_pages, wanted_count, words, tokens, positions, sequences, wanted, tables, previous, logits, hidden, expert_ids, expert_weights, expert_scores};
+  const Request ask{n,      most_pages, wanted_count, tokens,         positions,     sequences, wanted, tables, previous,
+                    logits, hidden,     expert_ids,   expert_weights, expert_scores, nullptr,   engine->model.head.rows / BLOCK};
   *done = fits(*engine, ask, sequence_count, most_positions);
-  if (!*done) return;
-  if (engine->cache_is_bf16) engine->model.step(Cache<bf16>{(bf16*)engine->keys, (bf16*)engine->values, engine->pages}, ask);
-  else engine->model.step(Cache<float>{(float*)engine->keys, (float*)engine->values, engine->pages}, ask);
+  if (*done) with_cache(*engine, [&](const auto& cache) { engine->model.step(cache, ask); });
+}
+
+// As a step with `previous`, and then, for each wanted row i, up to rooms[i] of `drafts` guesses, one from the other: guesses [wanted][drafts].
+// Their positions have to lie within the tables. `blocks`: ascending blocks of the head that guesses are chosen from.
+EXPORT void sparseling_engine_guess(Engine* engine, i64 n, const i64* tokens, const i64* positions, const i64* sequences, i64 sequence_count, i64 most_positions,
+                                    i64 most_pages, const i32* tables, i64 wanted_count, const i64* wanted, const float* previous, const i64* rooms, i64 drafts,
+                                    i64 block_count, const i64* blocks, i64* guesses, i64* done) {
+  const Request ask{n,       most_pages, wanted_count, tokens,  positions, sequences, wanted, tables, previous,
+                    nullptr, nullptr,    nullptr,      nullptr, nullptr,   blocks,    block_count};
+  *done = fits(*engine, ask, sequence_count, most_positions);
+  for (i64 i = 0; *done && i < wanted_count; i++) {
+    const i64 last = positions[wanted[i]] + rooms[i] - 1, *row = &sequences[wanted[i]];
+    *done = rooms[i] >= 1 && rooms[i] <= drafts && last < most_positions && last / PAGE < most_pages;
+    for (i64 page = 0; *done && page <= last / PAGE; page++) *done = tables[*row * most_pages + page] >= 0 && tables[*row * most_pages + page] < engine->pages;
+  }
+  for (i64 b = 0; *done && b < block_count; b++) *done = blocks[b] >= 0 && blocks[b] < engine->model.head.rows / BLOCK;
+  if (*done) with_cache(*engine, [&](const auto& cache) { engine->guesser.run(engine->model, cache, ask, rooms, drafts, guesses); });
 }
 
 // rows [true rows][true columns] of fp32 (0) or bf16 (1) into blocks, threads sharing them; `scales` only for int8 and int4.

@@ -167,30 +167,38 @@ static inline void tile(const Matrix& w, i64 first, const Activation* const* x, 
 }
 
 constexpr int MOST_TOKENS = VL == 16 ? 8 : 2;  // of a tile
-constexpr int PAIR = 2;                        // blocks of a tile of several tokens (a gate and its up); one token takes twice as many
 
-// Products of m tokens with the blocks [from, to): out(token, row, VL sums).
+// Tiles of `Blocks` blocks at `block` for all m tokens, as many at once as registers hold sums: `Sums` blocks of them.
+template <Kind K, int Blocks, int Sums, class Out>
+static inline void tiles_of_tokens(const Matrix& w, i64 block, const Activation* const* x, i64 m, const Out& out) {
+  const auto run = [&](auto tokens, i64 first) {
+    constexpr int M = decltype(tokens)::value;
+    if constexpr (M * Blocks <= Sums && M <= MOST_TOKENS)
+      tile<K, M, Blocks>(w, block, x + first, [&](int t, int b, int part, vec s) { out(first + t, (block + b) * BLOCK + part * VL, s); });
+  };
+  constexpr int most = std::min(MOST_TOKENS, Sums / Blocks);
+  using std::integral_constant;
+  for (i64 t = 0; t < m;) {
+    const i64 left = std::min<i64>(m - t, most);
+    if (left >= 8) run(integral_constant<int, 8>(), t), t += 8;
+    else if (left >= 4) run(integral_constant<int, 4>(), t), t += 4;
+    else if (left >= 2) run(integral_constant<int, 2>(), t), t += 2;
+    else run(integral_constant<int, 1>(), t), t += 1;
+  }
+}
+
+// Products of m tokens with the blocks [from, to): out(token, row, VL sums). A gate's block and its up's always go into one tile. The
+// fewer tokens, the more blocks: a sum has to wait for itself, and there have to be others in between.
 template <Kind K, class Out>
 static void multiply_kind(const Matrix& w, i64 from, i64 to, const Activation* const* x, i64 m, const Out& out) {
+  constexpr int sums = VL == 16 ? 16 : 4;
   i64 b = from;
-  const auto run = [&](auto count, auto blocks, i64 first_token) {
-    tile<K, decltype(count)::value, decltype(blocks)::value>(w, b, x + first_token,
-                                                             [&](int t, int block, int part, vec s) { out(first_token + t, (b + block) * BLOCK + part * VL, s); });
-  };
-  using std::integral_constant;
-  const auto tokens_of = [&](auto blocks) {
-    for (i64 t = 0; t < m;) {
-      const i64 left = m - t;
-      if (left >= MOST_TOKENS) run(integral_constant<int, MOST_TOKENS>(), blocks, t), t += MOST_TOKENS;
-      else if (MOST_TOKENS > 4 && left >= 4) run(integral_constant<int, std::min(4, MOST_TOKENS)>(), blocks, t), t += 4;
-      else if (left >= 2) run(integral_constant<int, 2>(), blocks, t), t += 2;
-      else run(integral_constant<int, 1>(), blocks, t), t += 1;
-    }
-  };
   if (m == 1)
-    for (; b + 2 * PAIR <= to; b += 2 * PAIR) run(integral_constant<int, 1>(), integral_constant<int, 2 * PAIR>(), 0);
-  for (; b + PAIR <= to; b += PAIR) tokens_of(integral_constant<int, PAIR>());
-  for (; b < to; b++) tokens_of(integral_constant<int, 1>());
+    for (; b + sums / 2 <= to; b += sums / 2) tiles_of_tokens<K, sums / 2, sums / 2>(w, b, x, m, out);
+  if (m < 8)
+    for (; b + sums / 4 <= to; b += sums / 4) tiles_of_tokens<K, sums / 4, sums>(w, b, x, m, out);
+  for (; b + 2 <= to; b += 2) tiles_of_tokens<K, 2, sums>(w, b, x, m, out);
+  for (; b < to; b++) tiles_of_tokens<K, 1, sums>(w, b, x, m, out);
 }
 
 template <class Out>

@@ -32,18 +32,20 @@ struct Shape {
 };
 
 // What a step is asked: tokens [n] with their positions and sequences; a sequence's tokens stand together, in order. `tables`
-// [sequences][most_pages] are page numbers. Logits come for the tokens of `wanted`, for the first `words` of the vocabulary. With
-// `previous` the MTP layer is asked instead of the decoder: hidden states of the positions, `tokens` being those that follow them.
+// [sequences][most_pages] are page numbers. Logits come for the tokens of `wanted`, for all words or for those of some blocks of the
+// head. With `previous` the MTP layer is asked instead of the decoder: hidden states of the positions, `tokens` being those that follow.
 struct Request {
-  i64 n, most_pages, wanted_count, words;
+  i64 n, most_pages, wanted_count;
   const i64 *tokens, *positions, *sequences, *wanted;
   const i32* tables;
   const float* previous;     // [n][hidden] after the final norm, or null
-  float *logits;             // [wanted][words], a multiple of 16
+  float *logits;             // [wanted][blocks of the head * 16]
   float *hidden;             // [n][hidden] after the final norm, or null
   i32* expert_ids;           // [layers with experts][n][k], or null
   float *expert_weights;     // likewise
   float *expert_scores;      // [layers with experts][n][experts] before the bias, or null
+  const i64* head_blocks;    // ascending, or null for all
+  i64 head_block_count;
 };
 
 template <class C>
@@ -107,10 +109,12 @@ class Model {
   const float *final_norm = nullptr, *ahead_norm = nullptr;
   const float *cosine = nullptr, *sine = nullptr;  // [positions][rotary_dim / 2]
 
+  void use_threads(int count) { pool.use(count); }
+
   template <class C>
   void step(const Cache<C>& cache, const Request& ask) {
     grow(ask);
-    const bool heads_divide = shape.kv_heads % pool.threads == 0;
+    const bool heads_divide = shape.kv_heads % pool.used() == 0;
     const auto tiles = attention_tiles(ask);
     pool.run([&](int t) {
       enter(ask, t);
@@ -147,7 +151,7 @@ class Model {
   Activations& normed(int t) { return few ? own[t].normed : buffers.normed; }
   Chosen& chosen(int t) { return few ? own[t].chosen : buffers.chosen; }
 
-  std::pair<i64, i64> share(i64 n, int t) const { return {n * t / pool.threads, n * (t + 1) / pool.threads}; }
+  std::pair<i64, i64> share(i64 n, int t) const { return {n * t / pool.used(), n * (t + 1) / pool.used()}; }
   float* residual(i64 row) { return &buffers.residual[row * shape.hidden]; }
   i64 projected() const { return (shape.heads + 2 * shape.kv_heads) * shape.head_dim; }
   i64 padded_experts() const { return (shape.experts + BLOCK - 1) / BLOCK * BLOCK; }
@@ -163,7 +167,7 @@ class Model {
     at_least(buffers.residual, n * shape.hidden);
     at_least(buffers.query_key_value, n * projected());
     at_least(buffers.scores, n * padded_experts());
-    for (int t = 0; t < (few ? pool.threads : 1); t++) normed(t).resize(n, shape.hidden), grow_chosen(chosen(t));
+    for (int t = 0; t < (few ? pool.used() : 1); t++) normed(t).resize(n, shape.hidden), grow_chosen(chosen(t));
     if (ask.previous) buffers.joined.resize(n, 2 * shape.hidden);
     buffers.attended.resize(n, shape.heads * shape.head_dim);
     if (shape.dense_width) buffers.inner.resize(n, shape.dense_width);
@@ -424,7 +428,14 @@ class Model {
       out.prepare(i, head.kind);
     }
     if (!few) pool.barrier();
-    const auto [from, to] = share(ask.words / BLOCK, t);
-    multiply(head, from, to, out.pointers.data(), ask.wanted_count, [&](i64 i, i64 row, vec s) { store(ask.logits + i * ask.words + row, s); });
+    const auto [from, to] = share(ask.head_block_count, t);
+    for (i64 at = from; at < to;) {  // runs of blocks that stand together
+      const i64 block = ask.head_blocks ? ask.head_blocks[at] : at;
+      i64 run = 1;
+      while (at + run < to && (!ask.head_blocks || ask.head_blocks[at + run] == block + run)) run++;
+      multiply(head, block, block + run, out.pointers.data(), ask.wanted_count,
+               [&](i64 i, i64 row, vec s) { store(ask.logits + (i * ask.head_block_count + at - block) * BLOCK + row, s); });
+      at += run;
+    }
   }
 };

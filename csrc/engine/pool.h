@@ -2,6 +2,7 @@
 #pragma once
 #include <immintrin.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
@@ -25,11 +26,16 @@ class Pool {
 
   const int threads;
 
-  // job(t) on every thread t; returns when all are done. Only one thread at a time may call this.
+  // How many of them take part from now on, 1 to all: the others sleep.
+  void use(int count) { active = std::max(1, std::min(count, threads)); }
+  int used() const { return active; }
+
+  // job(t) on every thread t in use; returns when all are done. Only one thread at a time may call this.
   template <class Job>
   void run(const Job& job) {
     call = [](const void* j, int t) { (*(const Job*)j)(t); };
     argument = &job;
+    if (active == 1) return job(0);
     running.store(threads - 1, std::memory_order_relaxed);
     {
       std::lock_guard<std::mutex> hold(lock);
@@ -42,9 +48,9 @@ class Pool {
 
   // Every thread of the running job waits here for the others.
   void barrier() {
-    if (threads == 1) return;
+    if (active == 1) return;
     const unsigned now = phase.load(std::memory_order_acquire);
-    if (arrived.fetch_add(1, std::memory_order_acq_rel) == threads - 1) {
+    if (arrived.fetch_add(1, std::memory_order_acq_rel) == active - 1) {
       arrived.store(0, std::memory_order_relaxed);
       phase.store(now + 1, std::memory_order_release);
       return;
@@ -70,7 +76,7 @@ class Pool {
         if (stopping) return;
       }
       seen++;
-      call(argument, t);
+      if (t < active) call(argument, t);
       running.fetch_sub(1, std::memory_order_release);
     }
   }
@@ -79,6 +85,7 @@ class Pool {
   std::mutex lock;
   std::condition_variable wake;
   bool stopping = false;
+  int active = threads;  // changes only while no job runs
   void (*call)(const void*, int) = nullptr;
   const void* argument = nullptr;
   alignas(64) std::atomic<unsigned> turn{0};

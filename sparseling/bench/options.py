@@ -19,12 +19,14 @@ EXAMPLES = {
     "train": "sparseling bench train --steps 5 --json",
     "experts": "sparseling bench experts --experts 8,64,256 --peer",
     "growth": "sparseling bench growth --axis experts --out plots",
+    "decode": "sparseling bench decode --model mini --llama-python ~/llama/bin/python",
+    "prefill": "sparseling bench prefill --model mini --weights bf16 --no-peer",
     "race": "sparseling bench race recipes/race.yaml --minutes 10 --out plots",
 }
 
 
 def add_subcommands(parser: argparse.ArgumentParser) -> None:
-    """`train`, `experts`, `growth` and `race` with their options."""
+    """`train`, `experts`, `growth`, `race`, `decode` and `prefill` with their options."""
     subcommands = parser.add_subparsers(title="what to measure", metavar="WHAT", required=True)
 
     def subcommand(name: str, help: str, function: object) -> argparse.ArgumentParser:
@@ -65,6 +67,29 @@ def add_subcommands(parser: argparse.ArgumentParser) -> None:
     race.add_argument("--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="where run folders lie (default: runs)")
     race.add_argument("--out", type=Path, metavar="FOLDER", help="where race.json and race.svg go (default: race/ in the run folder)")
     race.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+    decode = subcommand("decode", "new tokens a second of the engine beside llama.cpp, and the share of memory bandwidth", generation_verb)
+    decode.add_argument("--batch", type=positive, default=1, metavar="N", help="sequences at once (default 1)")
+    add_generation_options(decode, prompt_tokens=64)
+    decode.add_argument("--new-tokens", type=positive, default=64, metavar="N", help="new tokens of each sequence (default 64)")
+    prefill = subcommand("prefill", "prompt tokens a second of the engine beside llama.cpp", generation_verb)
+    add_generation_options(prefill, prompt_tokens=512)
+    prefill.set_defaults(batch=1, new_tokens=0)
+
+
+def add_generation_options(parser: argparse.ArgumentParser, prompt_tokens: int) -> None:
+    """What `decode` and `prefill` share."""
+    parser.add_argument("--model", choices=["mini", "tiny"], default="mini",
+                        help="shape: mini, 2.6 B parameters, needs 18 GB of memory and 6 of disk; tiny, 29 M (default mini)")
+    parser.add_argument("--weights", type=names, default=["bf16", "int8", "int4"], metavar="KIND,...",
+                        help="of fp32, bf16, int8, int4 (default bf16,int8,int4)")
+    parser.add_argument("--prompt-tokens", type=positive, default=prompt_tokens, metavar="N",
+                        help=f"of each sequence (default {prompt_tokens})")
+    parser.add_argument("--repetitions", type=positive, default=5, metavar="N", help="in turns; medians count (default 5)")
+    parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1, metavar="N", help="CPU threads (default: all)")
+    parser.add_argument("--llama-python", metavar="PATH", help="a Python that has llama-cpp-python (default: this one)")
+    parser.add_argument("--no-peer", action="store_true", help="ours alone, without llama.cpp")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
 def add_shape_options(parser: argparse.ArgumentParser, sequences: int) -> None:
@@ -122,6 +147,19 @@ def growth_verb(options: argparse.Namespace) -> None:
     axes = list(AXES) if options.axis == "all" else [options.axis]
     result = bench_growth(shape_of(options), axes, dtype_of(options), options.threads, options.steps, options.values or (), options.out)
     print(json.dumps(result) if options.json else growth_table(result))
+
+
+def generation_verb(options: argparse.Namespace) -> None:
+    from .decode import Task, bench_generation
+    from .table import generation_table
+
+    kinds = list(dict.fromkeys(options.weights))
+    for kind in kinds:
+        if kind not in ("fp32", "bf16", "int8", "int4"):
+            raise UsageError(f"--weights: no kind '{kind}'; {nearest(kind, ['fp32', 'bf16', 'int8', 'int4'])}")
+    task = Task(options.batch, options.prompt_tokens, options.new_tokens)
+    result = bench_generation(options.model, kinds, task, options.threads, options.repetitions, not options.no_peer, options.llama_python)
+    print(json.dumps(result) if options.json else generation_table(result, kinds))
 
 
 def race_verb(options: argparse.Namespace) -> None:

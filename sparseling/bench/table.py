@@ -87,6 +87,23 @@ def race_table(result: dict[str, Any]) -> str:
             f"byte, mean of the domains\n") + table(head, rows)
 
 
+def generation_table(result: dict[str, Any], kinds: Sequence[str]) -> str:
+    """Rows of `bench decode` and `bench prefill`, a precision each."""
+    rows = []
+    for kind in kinds:
+        row = result[kind]
+        cells = [kind, f"{row['ours']:,.1f}"]
+        cells += [f"{row['llama_cpp']:,.1f}", f"{row['ratio']:.2f}"] if "ratio" in row else ["–", "–"]
+        cells += [f"{row['bytes_per_step'] / 1e6:,.0f}", f"{row['share_of_bandwidth']:.0%}" if "share_of_bandwidth" in row else "–"]
+        rows.append(cells)
+    what = f"{result['prompt_tokens']} tokens"
+    if result["new_tokens"]:
+        what = f"{result['new_tokens']} new tokens after {what}"
+    heading = (f"{result['model']}, batch {result['batch']}, {what}, {result['threads']} threads, medians of {result['repetitions']}; "
+               f"memory reads {result['read_gbps']:.1f} GB/s\nkernels: {result['kernels']}\n")
+    return heading + table(["weights", "tokens/s", "llama.cpp", "ratio", "MB a step", "of bandwidth"], rows)
+
+
 def heading(result: dict[str, Any]) -> str:
     """What everything was measured on and against."""
     shape = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in result["shape"].items())

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from ..model.mlp import DenseMLP, MoE
 from ..model.rotary import rotary_table
 from ..model.transformer import DecoderLayer, LingForCausalLM, MTPLayer
 from .packed import BLOCK_ROWS, CODES, GROUP_COLUMNS, Kind, Packed, interleave, pack, round_up
+from .threads import ThreadChoice
 
 PAGE = 16  # positions of a page
 
@@ -70,7 +72,9 @@ class Engine:
         self.kept: list[Tensor] = []  # everything that the C++ points to
         self.expert_biases: list[Tensor] = []  # [experts] fp32 of every MoE layer of the decoder, in order
         self.weight_bytes = 0
-        self.handle = created(config, threads or torch.get_num_threads(), kind)
+        self.threads_used = threads or torch.get_num_threads()
+        self.thread_choice = ThreadChoice(self.threads_used)
+        self.handle = created(config, self.threads_used, kind)
         self.finalizer = weakref.finalize(self, call, "engine_destroy", self.handle)
         cache_dtype = torch.float32 if kind == "fp32" else torch.bfloat16
         shape = (config.num_hidden_layers + self.ahead, pages, config.num_key_value_heads, config.head_dim * PAGE)
@@ -144,32 +148,52 @@ class Engine:
 
         Raises `ValueError` for what lies outside the vocabulary, the positions or the pages.
         """
-        return self.compute(tokens, positions, sequences, tables, wanted, None, self.config.vocab_size, self.moe_layers, hidden, routing,
-                            scores)
+        return self.compute(tokens, positions, sequences, tables, wanted, None, self.moe_layers, hidden, routing, scores)
 
     def look_ahead(self, hidden: Tensor, tokens: Tensor, positions: Tensor, sequences: Tensor, tables: Tensor, wanted: Tensor,
-                   vocab_size: int | None = None) -> StepOutput:
+                   ) -> StepOutput:
         """The MTP layer: from the hidden states [n, hidden] of `positions` (after the final norm, as `step` gives them) and the tokens that
         follow those, logits for the tokens after them, and hidden states of the next depth. It has keys and values of its own: all earlier
-        positions have to have gone through it. `vocab_size`: of the first so many words only."""
-        return self.compute(tokens, positions, sequences, tables, wanted, hidden, vocab_size or self.config.vocab_size, 1, True, False,
-                            False)
+        positions have to have gone through it."""
+        return self.compute(tokens, positions, sequences, tables, wanted, hidden, 1, True, False, False)
 
     def compute(self, tokens: Tensor, positions: Tensor, sequences: Tensor, tables: Tensor, wanted: Tensor, previous: Tensor | None,
-                vocab_size: int, moe: int, hidden: bool, routing: bool, scores: bool) -> StepOutput:
+                moe: int, hidden: bool, routing: bool, scores: bool) -> StepOutput:
         config, n = self.config, len(tokens)
-        words = round_up(vocab_size, BLOCK_ROWS)
-        logits = torch.empty(len(wanted), words)
+        logits = torch.empty(len(wanted), round_up(config.vocab_size, BLOCK_ROWS))
         k = config.num_experts_per_tok
         final = torch.empty(n, config.hidden_size) if hidden else None
         ids, weights = (torch.empty(moe, n, k, dtype=torch.int32), torch.empty(moe, n, k)) if routing else (None, None)
         expert_scores = torch.empty(moe, n, config.num_experts) if scores else None
         done = torch.zeros(1, dtype=torch.int64)
+        threads = self.thread_choice.choose(n)
+        if threads != self.threads_used:
+            self.threads_used = threads
+            call("engine_use_threads", self.handle, threads)
+        start = time.perf_counter()
         call("engine_step", self.handle, n, tokens, positions, sequences, len(tables), self.max_positions, tables.shape[1], tables,
-             len(wanted), wanted, words, previous, logits, final, ids, weights, expert_scores, done)
+             len(wanted), wanted, previous, logits, final, ids, weights, expert_scores, done)
         if not done:
             raise ValueError("a token, position, sequence or page of the step lies outside the model or its cache")
-        return StepOutput(logits[:, :vocab_size], final, ids, weights, expert_scores)
+        if previous is None:
+            self.thread_choice.learn(n, threads, time.perf_counter() - start)
+        return StepOutput(logits[:, :config.vocab_size], final, ids, weights, expert_scores)
+
+    def guess(self, hidden: Tensor, tokens: Tensor, positions: Tensor, sequences: Tensor, tables: Tensor, wanted: Tensor, rooms: Tensor,
+              drafts: int, blocks: Tensor) -> Tensor:
+        """As `look_ahead`, and on from there, each guess made from the one before: for each row of `wanted` as many as `rooms` says (int64
+        [wanted], at most `drafts`), which have to lie within its pages. `blocks` (int64, ascending): the guesses are the likeliest of the
+        words 16 b .. 16 b + 15 of these b.
+
+        Returns [wanted, drafts] int64, of which the first `rooms` of each row mean something. Raises `ValueError` as `step` does.
+        """
+        guesses = torch.zeros(len(wanted), drafts, dtype=torch.int64)
+        done = torch.zeros(1, dtype=torch.int64)
+        call("engine_guess", self.handle, len(tokens), tokens, positions, sequences, len(tables), self.max_positions, tables.shape[1],
+             tables, len(wanted), wanted, hidden, rooms, drafts, len(blocks), blocks, guesses, done)
+        if not done:
+            raise ValueError("a token, position, sequence, page or block of the guess lies outside the model or its cache")
+        return guesses
 
 
 def created(config: ModelConfig, threads: int, kind: Kind) -> int:

@@ -18,12 +18,16 @@ from torch import Tensor
 
 from .batch import Part
 from .engine import PAGE, Engine
+from .job import Job
+from .packed import BLOCK_ROWS, round_up
 
 SAMPLES = 24        # steps that a verdict looks back at
 ENOUGH = 8          # of them before there is one
 PROBE_EVERY = 16    # steps with guesses, to one without
 RETRY_EVERY = 32    # jobs without guesses, to one with
 WORTH = 1.02        # times as fast, to go on
+CHOOSE_EVERY = 512  # tokens between two looks at which words are said
+COVERED = 0.998     # of the tokens: what the chosen words have to make up
 
 
 @dataclass
@@ -43,25 +47,48 @@ class Cost:
         return statistics.median(self.plain) / statistics.median(self.guessing)
 
 
-@dataclass
-class Look:
-    """What the MTP layer is asked next: tokens at positions of sequences; logits for rows `asking`, each with its part's number."""
+class Words:
+    """The part of the vocabulary that guesses are chosen from, in blocks of 16 words: those in which nearly all of the recent tokens lie,
+    for a guess costs a product with the whole head otherwise."""
 
-    tokens: list[int] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-    sequences: list[int] = field(default_factory=list)
-    asking: list[tuple[int, int]] = field(default_factory=list)
+    def __init__(self, vocab_size: int) -> None:
+        count = round_up(vocab_size, BLOCK_ROWS) // BLOCK_ROWS
+        self.seen = np.zeros(count)
+        self.tokens = 0
+        self.blocks = torch.arange(count)
+
+    def learn(self, ids: Sequence[int]) -> None:
+        """Tokens that were read or said."""
+        for token in ids:
+            self.seen[token // BLOCK_ROWS] += 1
+        self.tokens += len(ids)
+        if self.tokens >= CHOOSE_EVERY:
+            self.choose()
+
+    def choose(self) -> None:
+        """Take the fewest blocks that hold `COVERED` of what was seen; what was seen long ago counts less and less."""
+        order = np.argsort(-self.seen, kind="stable")
+        mass = self.seen[order].cumsum()
+        needed = int(np.searchsorted(mass, COVERED * mass[-1])) + 1
+        self.blocks = torch.from_numpy(np.sort(order[:needed]))
+        self.seen /= 2
+        self.tokens = 0
+
+
+def integers(values: Sequence[int]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64)
 
 
 class Speculator:
-    """Guesses `drafts` tokens a step for every job that lets it, from the likeliest of the first `vocab_size` words (None: all).
+    """Guesses up to `drafts` tokens a step for every job that lets it.
 
     `always`: go on where it does not pay. `proposed` and `accepted` count guesses, by their place after the next token.
     """
 
-    def __init__(self, engine: Engine, drafts: int = 1, vocab_size: int | None = None, always: bool = False) -> None:
+    def __init__(self, engine: Engine, drafts: int = 3, always: bool = False) -> None:
         assert engine.ahead and drafts > 0
-        self.engine, self.drafts, self.vocab_size, self.always = engine, drafts, vocab_size, always
+        self.engine, self.drafts, self.always = engine, drafts, always
+        self.words = Words(engine.config.vocab_size)
         self.costs: dict[int, Cost] = {}
         self.proposed = np.zeros(drafts, dtype=np.int64)
         self.accepted = np.zeros(drafts, dtype=np.int64)
@@ -94,6 +121,7 @@ class Speculator:
         for part in parts:
             self.proposed[:part.drafts] += 1
             self.accepted[:part.accepted] += 1
+            self.words.learn(part.job.ids[part.start + 1:part.job.computed + 1])
         if any(part.count - part.drafts > 1 for part in parts) or not tokens:  # prompts were computed, too
             return
         cost = self.cost(len(parts))
@@ -109,43 +137,33 @@ class Speculator:
         """Take the MTP layer over what a step computed, and guess for the jobs that go on. `hidden` [rows, hidden] and `tables` are
         those of the step."""
         rows: list[int] = []
-        look = Look()
+        tokens: list[int] = []
+        positions: list[int] = []
+        sequences: list[int] = []
+        wanted: list[int] = []
+        rooms: list[int] = []
+        asking: list[Job] = []
         for number, part in enumerate(parts):
             job = part.job
             if job.finish is not None or not job.speculates or not job.pages:
                 continue
             rows += range(part.row, part.row + job.computed - part.start)
-            look.tokens += job.ids[part.start + 1:job.computed + 1]
-            look.positions += range(part.start, job.computed)
-            look.sequences += [number] * (job.computed - part.start)
-            if job.computed == len(job.ids) - 1 and self.room(part) > 0:
-                look.asking.append((len(rows) - 1, number))
-        states = hidden[rows]
-        while look.tokens:
-            wanted = torch.tensor([row for row, _ in look.asking], dtype=torch.int64)
-            out = self.engine.look_ahead(states, torch.tensor(look.tokens), torch.tensor(look.positions), torch.tensor(look.sequences),
-                                         tables, wanted, self.vocab_size)
-            assert out.hidden is not None
-            guesses = out.logits.numpy().argmax(axis=1).tolist()
-            states, look = self.deeper(parts, look, guesses, out.hidden)
+            tokens += job.ids[part.start + 1:job.computed + 1]
+            positions += range(part.start, job.computed)
+            sequences += [number] * (job.computed - part.start)
+            if job.computed == len(job.ids) - 1 and (room := self.room(job)) > 0:
+                wanted.append(len(rows) - 1)
+                rooms.append(room)
+                asking.append(job)
+        if not rows:
+            return
+        states = hidden if len(rows) == len(hidden) else hidden[rows]
+        guesses = self.engine.guess(states, integers(tokens), integers(positions), integers(sequences), tables, integers(wanted),
+                                    integers(rooms), self.drafts, self.words.blocks)
+        for job, room, row in zip(asking, rooms, guesses.tolist(), strict=True):
+            job.drafts = row[:room]
 
-    def deeper(self, parts: Sequence[Part], look: Look, guesses: Sequence[int], hidden: Tensor) -> tuple[Tensor, Look]:
-        """Note the guesses; then the states and the look from which the next ones come, of jobs with room for more."""
-        rows: list[int] = []
-        after = Look()
-        for (row, number), guess in zip(look.asking, guesses, strict=True):
-            job = parts[number].job
-            job.drafts.append(guess)
-            if len(job.drafts) < self.room(parts[number]):
-                after.asking.append((len(rows), number))
-                rows.append(row)
-                after.tokens.append(guess)
-                after.positions.append(job.computed - 1 + len(job.drafts))
-                after.sequences.append(number)
-        return hidden[rows], after
-
-    def room(self, part: Part) -> int:
+    def room(self, job: Job) -> int:
         """How many guesses may follow: within the answer's length, the context, and the pages at hand."""
-        job = part.job
         left = job.most_tokens - (len(job.ids) - job.prompt_tokens) - 1
-        return min(self.drafts, left, len(job.pages) * PAGE - job.computed, self.engine.max_positions - len(job.ids))
+        return min(self.drafts, left, len(job.pages) * PAGE - job.computed + 1, self.engine.max_positions - len(job.ids))

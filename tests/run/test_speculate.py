@@ -15,9 +15,10 @@ from sparseling.model.transformer import LingForCausalLM, initialize
 from sparseling.run.batch import Part
 from sparseling.run.engine import Engine, why_not
 from sparseling.run.job import Job, Progress
+from sparseling.run.packed import Kind
 from sparseling.run.sampler import GREEDY, Sampling
 from sparseling.run.scheduler import Scheduler
-from sparseling.run.speculate import ENOUGH, PROBE_EVERY, SAMPLES, Speculator
+from sparseling.run.speculate import ENOUGH, PROBE_EVERY, SAMPLES, Speculator, Words
 
 SMALL = preset("nano").replace(
     vocab_size=200, hidden_size=64, num_hidden_layers=2, intermediate_size=96, num_experts=16, num_experts_per_tok=3, n_group=4,
@@ -56,9 +57,9 @@ class Oracle(Speculator):
     def propose(self, parts: Sequence[Part], hidden: Tensor, tables: Tensor) -> None:
         for part in parts:
             job = part.job
-            if job.finish is None and job.pages and job.computed == len(job.ids) - 1 and self.room(part) > 0:
+            if job.finish is None and job.pages and job.computed == len(job.ids) - 1 and self.room(job) > 0:
                 text = next(text for text in self.texts if text[:len(job.ids)] == job.ids)
-                guesses = text[len(job.ids):len(job.ids) + self.room(part)]
+                guesses = text[len(job.ids):len(job.ids) + self.room(job)]
                 job.drafts = [guess if self.rng.random() >= self.wrong else (guess + 1) % 200 for guess in guesses]
 
 
@@ -100,12 +101,50 @@ def test_the_mtp_layer_of_the_engine_is_the_models(model: LingForCausalLM, chunk
 
 
 @torch.no_grad()
-def test_a_part_of_the_vocabulary_gives_the_same_logits(model: LingForCausalLM) -> None:
+@pytest.mark.parametrize("kind", ["fp32", "int8"])
+def test_guesses_are_the_likeliest_words_one_from_the_other(model: LingForCausalLM, kind: Kind) -> None:
+    config = SMALL.replace(vocab_size=197)
+    engine = Engine(initialize(LingForCausalLM(config), 4).eval(), kind, 9, 2)
+    generator = torch.Generator().manual_seed(1)
+    states = torch.randn(7, 64, generator=generator)
+    ids, positions = torch.randint(0, 197, (7,), generator=generator), torch.tensor([0, 1, 2, 0, 1, 0, 1])
+    sequences, tables = torch.tensor([0, 0, 0, 1, 1, 2, 2]), torch.tensor([[3], [1], [5]], dtype=torch.int32)
+    wanted, rooms = torch.tensor([2, 4, 6]), torch.tensor([3, 1, 4])
+    for blocks in (torch.arange(13), torch.tensor([0, 3, 4, 5, 12])):
+        words = (16 * blocks[:, None] + torch.arange(16)).flatten()
+        words = words[words < 197]
+        guesses = engine.guess(states, ids, positions, sequences, tables, wanted, rooms, 4, blocks)
+        for row, (last, room) in enumerate(zip(wanted.tolist(), rooms.tolist(), strict=True)):
+            first = int((sequences == row).nonzero()[0])
+            look = (states[first:last + 1], ids[first:last + 1], positions[first:last + 1])
+            for depth in range(room):
+                count = len(look[1])
+                out = engine.look_ahead(*look, torch.zeros(count, dtype=torch.int64), tables[row:row + 1], torch.tensor([count - 1]))
+                best = words[out.logits[0, words].argmax()]
+                assert int(guesses[row, depth]) == int(best)
+                assert out.hidden is not None
+                look = (out.hidden[-1:], best[None], look[2][-1:] + 1)
+
+
+def test_guesses_outside_of_the_cache_are_refused(model: LingForCausalLM) -> None:
     engine = Engine(model, "fp32", 2, 1)
-    one, table = torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int32)
-    states = torch.randn(1, 64, generator=torch.Generator().manual_seed(1))
-    whole = engine.look_ahead(states, one + 5, one, one, table, one).logits
-    assert torch.equal(engine.look_ahead(states, one + 5, one, one, table, one, vocab_size=37).logits, whole[:, :37])
+    states, one = torch.zeros(1, 64), torch.tensor([0])
+    table = torch.tensor([[0, -1]], dtype=torch.int32)
+    for position, room, drafts, blocks in (
+        (14, 3, 3, [0]), (30, 3, 3, [0]), (0, 3, 2, [0]), (0, 0, 2, [0]), (0, 1, 1, [13]), (0, 1, 1, [-1]),
+    ):
+        with pytest.raises(ValueError, match="guess"):
+            engine.guess(states, one, torch.tensor([position]), one, table, one, torch.tensor([room]), drafts, torch.tensor(blocks))
+
+
+def test_words_that_are_not_said_are_left_out_until_they_are() -> None:
+    words = Words(1000)
+    assert words.blocks.tolist() == list(range(63))
+    words.learn([3, 999] * 300)
+    assert words.blocks.tolist() == [0, 62]
+    words.learn([500] * 2000)
+    words.learn([500] * 2000)
+    assert 31 in words.blocks.tolist() and len(words.blocks) <= 3
 
 
 @pytest.mark.parametrize("drafts", [1, 3])
@@ -146,7 +185,7 @@ def test_right_and_wrong_guesses_change_nothing_that_is_reported(model: LingForC
     assert plain_scheduler.tokens_read == scheduler.tokens_read
     assert scheduler.speculator is not None and scheduler.pool.available == 200
     if wrong == 0:
-        assert scheduler.speculator.acceptance == 1 and steps_now <= 2 + 29 / (drafts + 1)
+        assert scheduler.speculator.acceptance == 1 and steps_now <= 3 + 29 / (drafts + 1)
     elif wrong == 1:
         assert scheduler.speculator.acceptance == 0 and steps_now == steps
 
@@ -155,7 +194,7 @@ def test_guessing_ends_where_it_does_not_pay_and_stays_where_it_does(model: Ling
     engine = Engine(model, "fp32", 20, 1)
     job = Scheduler(engine).submit([1, 2], 30)
     for seconds, verdict in ((0.5, True), (1.1, False)):
-        speculator = Speculator(engine)
+        speculator = Speculator(engine, 1)
         job.speculates = True
         for _ in range(ENOUGH):
             speculator.learn([Part(job, 2, 1, accepted=1)], 2, 0.0, 2 * seconds)
