@@ -32,13 +32,26 @@ export class Answer {
 
   #frame() {
     const { reasoning, content } = this.parts;
-    this.fold = element("details", { class: "reasoning", open: true, hidden: true }, element("summary", {}, "Reasoning"), reasoning.plain, reasoning.list);
+    this.fold = element(
+      "details",
+      { class: "reasoning", open: true, hidden: true },
+      element("summary", {}, "Reasoning"),
+      reasoning.plain,
+      reasoning.list,
+    );
     this.body = element("div", { class: "content", hidden: true }, content.plain, content.list);
     this.status = element("p", { class: "status" }, "Waiting for the first token…");
     this.error = element("p", { class: "error", role: "alert", hidden: true });
     this.buttons = element("div", { class: "actions", hidden: true });
-    const node = element("article", { class: "answer", "aria-label": this.title ?? "Answer", id: freshId("answer") },
-      this.title ? element("h3", {}, this.title) : null, this.fold, this.body, this.error, element("footer", {}, this.status, this.buttons));
+    const node = element(
+      "article",
+      { class: "answer", "aria-label": this.title ?? "Answer", id: freshId("answer") },
+      this.title ? element("h3", {}, this.title) : null,
+      this.fold,
+      this.body,
+      this.error,
+      element("footer", {}, this.status, this.buttons),
+    );
     node.addEventListener("click", (event) => this.#clicked(event));
     node.addEventListener("keydown", (event) => this.#key(event));
     return node;
@@ -95,7 +108,8 @@ export class Answer {
 
   #soon() {
     if (this.timer) return;
-    this.timer = setTimeout(() => { // not an animation frame: a tab in the background gets its answer too
+    this.timer = setTimeout(() => {
+      // not an animation frame: a tab in the background gets its answer too
       this.timer = null;
       if (this.times.end === null) this.paint();
     }, 33);
@@ -119,10 +133,17 @@ export class Answer {
   #append(list, text, number, before = null) {
     const own = number === null ? "" : this.routing.tokens[number].text;
     const silent = text === "";
-    const token = element("span", {
-      class: silent ? "token silent" : "token", role: "option", "aria-selected": "false", tabindex: this.tokens.length ? "-1" : "0",
-      "aria-label": silent ? own.trim() || spoken(own) : spoken(text),
-    }, silent ? own.trim() || (own.includes("\n") ? "↵" : "◦") : shown(text));
+    const token = element(
+      "span",
+      {
+        class: silent ? "token silent" : "token",
+        role: "option",
+        "aria-selected": "false",
+        tabindex: this.tokens.length ? "-1" : "0",
+        "aria-label": silent ? own.trim() || spoken(own) : spoken(text),
+      },
+      silent ? own.trim() || (own.includes("\n") ? "↵" : "◦") : shown(text),
+    );
     token.classList.toggle("blank", silent && own.trim() === "");
     if (before?.parentNode === list) before.before(token);
     else list.append(token);
@@ -134,7 +155,8 @@ export class Answer {
     const { start, first, end } = this.times;
     const tokens = this.usage?.completion_tokens ?? this.routing?.tokens.length ?? 0;
     const words = [counted(tokens, "token")];
-    if (tokens > 1 && first !== null && end > first) words.push(`${Math.round((tokens - 1) / ((end - first) / 1000)).toLocaleString("en")} tokens/s`);
+    if (tokens > 1 && first !== null && end > first)
+      words.push(`${Math.round((tokens - 1) / ((end - first) / 1000)).toLocaleString("en")} tokens/s`);
     if (first !== null) words.push(`the first after ${((first - start) / 1000).toFixed(2)} s`);
     const endings = { stopped: "stopped", cut: "cut off at the longest answer allowed", failed: "not finished" };
     return [...words, ...(endings[this.state] ? [endings[this.state]] : [])].join(" · ");
@@ -142,8 +164,17 @@ export class Answer {
 
   #showButtons() {
     const copy = button("Copy", async () => {
-      await navigator.clipboard?.writeText(this.content).then(() => { copy.textContent = "Copied"; }, () => { copy.textContent = "Not allowed"; });
-      setTimeout(() => { copy.textContent = "Copy"; }, 1500);
+      await navigator.clipboard?.writeText(this.content).then(
+        () => {
+          copy.textContent = "Copied";
+        },
+        () => {
+          copy.textContent = "Not allowed";
+        },
+      );
+      setTimeout(() => {
+        copy.textContent = "Copy";
+      }, 1500);
     });
     const experts = this.routing?.tokens.length ? button("Experts", () => this.actions.overview(this), { class: "primary" }) : null;
     this.again = button("Regenerate", () => this.actions.regenerate(this));
@@ -185,7 +216,8 @@ export class Answer {
     token.focus({ preventScroll: false });
   }
 
-  #stop(token) { // the one token that Tab reaches
+  #stop(token) {
+    // the one token that Tab reaches
     if (this.reached) this.reached.setAttribute("tabindex", "-1");
     else this.tokens[0]?.setAttribute("tabindex", "-1");
     token.setAttribute("tabindex", "0");
@@ -219,7 +251,9 @@ export class Answer {
   #nextLine(place, direction) {
     const box = (at) => this.tokens[at].getBoundingClientRect();
     const here = box(place);
-    let best = place, line = null, least = Infinity;
+    let best = place,
+      line = null,
+      least = Infinity;
     for (let at = place + direction; at >= 0 && at < this.tokens.length; at += direction) {
       const there = box(at);
       if (Math.abs(there.top - here.top) < here.height / 2) continue;

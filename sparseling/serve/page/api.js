@@ -18,7 +18,7 @@ export const models = async () => (await (await ask("v1/models")).json()).data;
 
 export const expertsLoad = async () => (await ask("v1/experts/load")).json();
 
-/** Streams an answer: yields the choice of each chunk, and `{usage}` where the server tells it. Throws `ServerError`; AbortError when stopped. */
+/** Streams an answer: yields the choice of each chunk, and `{usage}` where told. Throws `ServerError`, or AbortError when stopped. */
 export async function* streamChat(request, signal) {
   const body = JSON.stringify({ ...request, stream: true, stream_options: { include_usage: true }, routing: true });
   const response = await ask("v1/chat/completions", { method: "POST", headers: { "Content-Type": "application/json" }, body, signal });
@@ -67,13 +67,17 @@ async function ask(path, options = {}) {
 }
 
 async function refusal(response) {
-  const said = await response.json().then((body) => body?.error?.message ?? body?.detail, () => null);
+  const said = await response.json().then(
+    (body) => body?.error?.message ?? body?.detail,
+    () => null,
+  );
   const message = typeof said === "string" && said ? said : null;
   const wait = Number(response.headers.get("Retry-After"));
   const again = wait > 0 ? `; try again in ${wait} second${wait === 1 ? "" : "s"}` : "";
   if (response.status === 401) return new ServerError(sentence(message ?? "The server wants an API key"), 401);
   if (response.status === 429) return new ServerError(sentence((message ?? "The server is busy").replace(/\.$/, "") + again), 429);
-  if (response.status === 503) return new ServerError(sentence((message ?? "The server takes no requests now").replace(/\.$/, "") + again), 503);
+  if (response.status === 503)
+    return new ServerError(sentence((message ?? "The server takes no requests now").replace(/\.$/, "") + again), 503);
   return new ServerError(sentence(message ?? `The server answered with the status ${response.status}`), response.status);
 }
 

@@ -17,8 +17,15 @@ export class Comparison {
     this.maps = element("div", { class: "pair" });
     this.difference = element("div", {});
     this.list = element("div", { class: "table-scroller", tabindex: "0", role: "region", "aria-label": "Experts whose use differs most" });
-    this.node = element("section", { class: "comparison", "aria-label": "The experts of both answers", hidden: true },
-      element("h3", {}, "Their experts, side by side"), this.maps, element("h3", {}, "What differs"), this.difference, this.list);
+    this.node = element(
+      "section",
+      { class: "comparison", "aria-label": "The experts of both answers", hidden: true },
+      element("h3", {}, "Their experts, side by side"),
+      this.maps,
+      element("h3", {}, "What differs"),
+      this.difference,
+      this.list,
+    );
     this.changed = throttled(() => this.draw(), 500);
     onSchemeChange(() => this.draw());
   }
@@ -50,12 +57,34 @@ export class Comparison {
       bar.style.setProperty("--share", `${(100 * share) / most}%`);
       return element("td", { class: "weight" }, bar, percent(share));
     };
-    const press = ({ row, layer, expert, mine, other }) => element("button", {
-      type: "button", class: "expert", title: "Mark its tokens", on: { click: () => this.mark(this.answers[mine >= other ? 0 : 1], row, expert) },
-    }, `layer ${layer}, expert ${expert}`);
-    const rows = largest.map((one) => element("tr", {}, element("th", { scope: "row" }, press(one)), cell(one.mine, "more"), cell(one.other, "less"),
-      element("td", {}, `${one.mine >= one.other ? "+" : "−"}${percent(Math.abs(one.mine - one.other))}`)));
+    const press = ({ row, layer, expert, mine, other }) =>
+      element(
+        "button",
+        {
+          type: "button",
+          class: "expert",
+          title: "Mark its tokens",
+          on: { click: () => this.mark(this.answers[mine >= other ? 0 : 1], row, expert) },
+        },
+        `layer ${layer}, expert ${expert}`,
+      );
+    const rows = largest.map((one) =>
+      element(
+        "tr",
+        {},
+        element("th", { scope: "row" }, press(one)),
+        cell(one.mine, "more"),
+        cell(one.other, "less"),
+        element("td", {}, `${one.mine >= one.other ? "+" : "−"}${percent(Math.abs(one.mine - one.other))}`),
+      ),
+    );
     const heads = ["Expert", "Thinking", "Not thinking", "Difference"].map((name) => element("th", { scope: "col" }, name));
-    return element("table", {}, element("caption", {}, "Experts whose share of tokens differs most"), element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...rows));
+    return element(
+      "table",
+      {},
+      element("caption", {}, "Experts whose share of tokens differs most"),
+      element("thead", {}, element("tr", {}, ...heads)),
+      element("tbody", {}, ...rows),
+    );
   }
 }

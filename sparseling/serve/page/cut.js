@@ -1,5 +1,5 @@
-// Which part of the text each token wrote. Text and routing come on their own: a token's routing follows a step after its text, and text may
-// be held back (half a tag, the line break before </think>) until after the routing. Whatever comes, the pieces together are the text.
+// Which part of the text each token wrote. Text and routing come on their own: a token's routing follows a step after its text, and text
+// may be held back (half a tag, the line break before </think>) until after the routing. Whatever comes, the pieces together are the text.
 
 const CUT_CHARACTER = "\ufffd"; // a token that holds part of a character only
 const LONGEST_GAP = 16;

@@ -13,7 +13,12 @@ export function heatMap(map) {
   const canvas = element("canvas", { "aria-hidden": "true" });
   const cursor = element("div", { class: "cursor", hidden: true });
   const reading = element("output", { class: "reading", id: freshId("reading"), "aria-live": "polite" });
-  const plot = element("div", { class: "plot", tabindex: "0", role: "application", "aria-roledescription": "heat map", "aria-describedby": reading.id }, canvas, cursor);
+  const plot = element(
+    "div",
+    { class: "plot", tabindex: "0", role: "application", "aria-roledescription": "heat map", "aria-describedby": reading.id },
+    canvas,
+    cursor,
+  );
   const rowAxis = element("div", { class: "row-axis", "aria-hidden": "true" });
   const columnAxis = element("div", { class: "column-axis", "aria-hidden": "true" });
   const table = element("details", { class: "as-table" }, element("summary", {}, "As a table"));
@@ -60,8 +65,14 @@ export function heatMap(map) {
     const page = Math.max(1, Math.round(state.map.columns / 8));
     const { row, column } = state;
     const steps = {
-      ArrowLeft: [row, column - 1], ArrowRight: [row, column + 1], ArrowUp: [row - 1, column], ArrowDown: [row + 1, column],
-      Home: [row, 0], End: [row, state.map.columns - 1], PageUp: [row, column - page], PageDown: [row, column + page],
+      ArrowLeft: [row, column - 1],
+      ArrowRight: [row, column + 1],
+      ArrowUp: [row - 1, column],
+      ArrowDown: [row + 1, column],
+      Home: [row, 0],
+      End: [row, state.map.columns - 1],
+      PageUp: [row, column - page],
+      PageDown: [row, column + page],
     };
     if (event.key in steps) move(...steps[event.key]);
     else if (event.key === "Enter" || event.key === " ") state.map.pick?.(row, column);
@@ -70,7 +81,14 @@ export function heatMap(map) {
   });
   const fillTable = () => {
     table.lastElementChild.tagName === "SUMMARY" || table.lastElementChild.remove();
-    if (table.open) table.append(element("div", { class: "table-scroller", tabindex: "0", role: "region", "aria-label": `${state.map.label}, as a table` }, state.map.table()));
+    if (table.open)
+      table.append(
+        element(
+          "div",
+          { class: "table-scroller", tabindex: "0", role: "region", "aria-label": `${state.map.label}, as a table` },
+          state.map.table(),
+        ),
+      );
   };
   table.addEventListener("toggle", fillTable);
 
@@ -78,10 +96,16 @@ export function heatMap(map) {
     state.map = next;
     state.row = clamp(state.row, next.rows);
     state.column = clamp(state.column, next.columns);
-    plot.setAttribute("aria-label", `${next.label}: ${next.rows} ${next.rowWord} by ${next.columns} ${next.columnWord}; arrow keys read the cells`);
+    plot.setAttribute(
+      "aria-label",
+      `${next.label}: ${next.rows} ${next.rowWord} by ${next.columns} ${next.columnWord}; arrow keys read the cells`,
+    );
     paint(canvas, next);
     drawAxes(rowAxis, columnAxis, next);
-    legend.replaceChildren(element("span", { class: "axes", "aria-hidden": "true" }, `${next.rowWord} ↓ ${next.columnWord} →`), next.legend());
+    legend.replaceChildren(
+      element("span", { class: "axes", "aria-hidden": "true" }, `${next.rowWord} ↓ ${next.columnWord} →`),
+      next.legend(),
+    );
     if (!cursor.hidden) show(false);
     else reading.textContent = next.hint ?? "";
     if (table.open) fillTable();
@@ -128,11 +152,13 @@ function drawAxes(rowAxis, columnAxis, map) {
     labels.push(label);
   }
   rowAxis.replaceChildren(...labels);
-  columnAxis.replaceChildren(...map.columnTicks.map((column) => {
-    const tick = element("span", {}, map.columnName(column));
-    tick.style.left = `${(100 * column) / map.columns}%`;
-    return tick;
-  }));
+  columnAxis.replaceChildren(
+    ...map.columnTicks.map((column) => {
+      const tick = element("span", {}, map.columnName(column));
+      tick.style.left = `${(100 * column) / map.columns}%`;
+      return tick;
+    }),
+  );
 }
 
 const niceStep = (least) => [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000].find((step) => step >= least) ?? 1000;
@@ -145,12 +171,16 @@ export function rampLegend(title, colour, marks, low = 0, high = 1) {
     context.fillStyle = css(colour(low + ((high - low) * x) / 127));
     context.fillRect(x, 0, 1, 1);
   }
-  const scale = element("span", { class: "scale" }, ...marks.map(([at, words]) => {
-    const mark = element("span", {}, words);
-    mark.style.left = `${100 * at}%`;
-    mark.className = at < 0.15 ? "first" : at > 0.85 ? "last" : "";
-    return mark;
-  }));
+  const scale = element(
+    "span",
+    { class: "scale" },
+    ...marks.map(([at, words]) => {
+      const mark = element("span", {}, words);
+      mark.style.left = `${100 * at}%`;
+      mark.className = at < 0.15 ? "first" : at > 0.85 ? "last" : "";
+      return mark;
+    }),
+  );
   return element("div", { class: "ramp" }, element("span", {}, title), element("span", { class: "ramp-bar" }, canvas, scale));
 }
 
@@ -162,7 +192,14 @@ export function expertTicks({ experts, groups }) {
 
 /** A table from strings: `head` the column names, `rows` their cells, the first of each row its name. */
 export function plainTable(caption, head, rows) {
-  const body = rows.map(([name, ...cells]) => element("tr", {}, element("th", { scope: "row" }, name), ...cells.map((cell) => element("td", {}, cell))));
-  return element("table", {}, element("caption", {}, caption),
-    element("thead", {}, element("tr", {}, ...head.map((name) => element("th", { scope: "col" }, name)))), element("tbody", {}, ...body));
+  const body = rows.map(([name, ...cells]) =>
+    element("tr", {}, element("th", { scope: "row" }, name), ...cells.map((cell) => element("td", {}, cell))),
+  );
+  return element(
+    "table",
+    {},
+    element("caption", {}, caption),
+    element("thead", {}, element("tr", {}, ...head.map((name) => element("th", { scope: "col" }, name)))),
+    element("tbody", {}, ...body),
+  );
 }

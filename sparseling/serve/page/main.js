@@ -51,7 +51,9 @@ function showModel() {
   if (!chosen) return;
   const shape = shapeOf(chosen);
   byId("model-name").textContent = chosen.id;
-  const facts = shape ? [`${shape.experts} experts`, `${shape.perToken} a token`, counted(shape.layers.length, "sparse layer")] : ["dense, no experts to show"];
+  const facts = shape
+    ? [`${shape.experts} experts`, `${shape.perToken} a token`, counted(shape.layers.length, "sparse layer")]
+    : ["dense, no experts to show"];
   if (chosen.context_length) facts.push(`${chosen.context_length.toLocaleString("en")} tokens of context`);
   byId("model-facts").textContent = facts.join(" · ");
 }
@@ -104,8 +106,12 @@ function startTurn(question, modes) {
   const compared = modes.length > 1;
   turn.answers = modes.map((thinking) => newAnswer(turn, thinking, compared));
   turn.place = element("div", { class: compared ? "answers two" : "answers" }, ...turn.answers.map((answer) => answer.node));
-  turn.node = element("section", { class: compared ? "turn compared" : "turn", "aria-label": `Question ${state.turns.length + 1}` },
-    element("p", { class: "question", dir: "auto" }, question), turn.place);
+  turn.node = element(
+    "section",
+    { class: compared ? "turn compared" : "turn", "aria-label": `Question ${state.turns.length + 1}` },
+    element("h2", { class: "question", dir: "auto" }, question),
+    turn.place,
+  );
   if (compared) watch(turn);
   state.turns.push(turn);
   byId("turns").append(turn.node);
@@ -175,7 +181,12 @@ async function run(turn, answer, request) {
     }
   } catch (error) {
     ending = error.name === "AbortError" ? "stopped" : "failed";
-    message = error.name === "AbortError" ? "" : error instanceof ServerError ? error.message : "The page failed to show the answer; the browser’s console says more.";
+    message =
+      error.name === "AbortError"
+        ? ""
+        : error instanceof ServerError
+          ? error.message
+          : "The page failed to show the answer; the browser’s console says more.";
     if (ending === "failed" && !(error instanceof ServerError)) console.error(error);
     if (error.status === 401) askForKey(message, () => findModels().then(() => regenerate(turn, answer)));
   }
@@ -271,10 +282,18 @@ function startAsking() {
   byId("conversation").addEventListener("scroll", () => {
     atEnd = belowView() < 60;
   });
-  byId("examples").append(...EXAMPLES.map((example) => element("li", {}, button(example, () => {
-    byId("question").value = example;
-    submit();
-  }))));
+  byId("examples").append(
+    ...EXAMPLES.map((example) =>
+      element(
+        "li",
+        {},
+        button(example, () => {
+          byId("question").value = example;
+          submit();
+        }),
+      ),
+    ),
+  );
 }
 
 function start() {

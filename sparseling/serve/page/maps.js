@@ -27,13 +27,27 @@ export function layersMap(routing, measure, pick, top = largestShare(routing, me
     ...frame(shape, "Experts of the answer"),
     value: (row, expert) => shares[at(row, expert)],
     colour,
-    read: (row, expert) => `Layer ${shape.layers[row]}, expert ${expert}: ${routing.counts[at(row, expert)]} of ${counted(total, "token")}, ${shareWords(shares[at(row, expert)], measure, even)}`,
-    legend: () => rampLegend(measure === "weight" ? "share of the layer’s gate weight" : "share of tokens that used the expert", oneWay, [[0, "0"], ...evenMark(even, top), [1, percent(top)]]),
+    read: (row, expert) =>
+      `Layer ${shape.layers[row]}, expert ${expert}: ${routing.counts[at(row, expert)]} of ${counted(total, "token")}, ` +
+      shareWords(shares[at(row, expert)], measure, even),
+    legend: () =>
+      rampLegend(measure === "weight" ? "share of the layer’s gate weight" : "share of tokens that used the expert", oneWay, [
+        [0, "0"],
+        ...evenMark(even, top),
+        [1, percent(top)],
+      ]),
     hint: "Point at a cell, or use the arrow keys; press one to mark its tokens in the answer.",
-    table: () => plainTable(measure === "weight" ? "Share of the layer’s gate weight in percent" : `Tokens that used each expert, of ${total}`,
-      ["Layer", ...Array.from({ length: shape.experts }, (_, expert) => `Expert ${expert}`)],
-      shape.layers.map((layer, row) => [`Layer ${layer}`, ...Array.from({ length: shape.experts }, (_, expert) =>
-        measure === "weight" ? (100 * shares[at(row, expert)]).toFixed(2) : String(routing.counts[at(row, expert)]))])),
+    table: () =>
+      plainTable(
+        measure === "weight" ? "Share of the layer’s gate weight in percent" : `Tokens that used each expert, of ${total}`,
+        ["Layer", ...Array.from({ length: shape.experts }, (_, expert) => `Expert ${expert}`)],
+        shape.layers.map((layer, row) => [
+          `Layer ${layer}`,
+          ...Array.from({ length: shape.experts }, (_, expert) =>
+            measure === "weight" ? (100 * shares[at(row, expert)]).toFixed(2) : String(routing.counts[at(row, expert)]),
+          ),
+        ]),
+      ),
     pick,
   };
 }
@@ -50,19 +64,33 @@ export function tokensMap(routing, row, pick) {
       top = Math.max(top, weight);
     }
   });
-  const tableRows = () => tokens.slice(0, ROWS_OF_A_TABLE).map((token, number) =>
-    [`${number + 1} ${named(token.text)}`, routing.chosen(number, row).map(({ expert, weight }) => `${expert} (${weight.toFixed(3)})`).join(", ")]);
+  const tableRows = () =>
+    tokens.slice(0, ROWS_OF_A_TABLE).map((token, number) => [
+      `${number + 1} ${named(token.text)}`,
+      routing
+        .chosen(number, row)
+        .map(({ expert, weight }) => `${expert} (${weight.toFixed(3)})`)
+        .join(", "),
+    ]);
   const cut = tokens.length > ROWS_OF_A_TABLE ? `; the first ${ROWS_OF_A_TABLE} of ${tokens.length} tokens` : "";
   return {
     ...frame(shape, `Tokens and experts of layer ${layer}`),
-    rowWord: "tokens", rows: tokens.length, rowName: (number) => String(number + 1), height: rowHeight(tokens.length, 3, 16),
+    rowWord: "tokens",
+    rows: tokens.length,
+    rowName: (number) => String(number + 1),
+    height: rowHeight(tokens.length, 3, 16),
     value: (number, expert) => weights[number * shape.experts + expert],
     colour: (value) => oneWay(Math.sqrt(value / top)),
     read: (number, expert) => {
       const weight = weights[number * shape.experts + expert];
-      return `Token ${number + 1} ${named(tokens[number].text)}, expert ${expert}: ${weight ? `gate weight ${weight.toFixed(3)}` : "not used"}`;
+      const words = weight ? `gate weight ${weight.toFixed(3)}` : "not used";
+      return `Token ${number + 1} ${named(tokens[number].text)}, expert ${expert}: ${words}`;
     },
-    legend: () => rampLegend("gate weight", oneWay, [[0, "not used"], [1, top.toFixed(2)]]),
+    legend: () =>
+      rampLegend("gate weight", oneWay, [
+        [0, "not used"],
+        [1, top.toFixed(2)],
+      ]),
     hint: "Point at a cell, or use the arrow keys; press one to show its token.",
     table: () => plainTable(`Experts of each token in layer ${layer}, with gate weights${cut}`, ["Token", "Experts"], tableRows()),
     pick,
@@ -74,17 +102,39 @@ export function differenceMap(a, b, names) {
   const { shape } = a;
   const [mine, other] = [a.shares("tokens"), b.shares("tokens")];
   const difference = mine.map((value, at) => value - other[at]);
-  const top = Math.max(difference.reduce((most, value) => Math.max(most, Math.abs(value)), 0), 1e-9);
+  const top = Math.max(
+    difference.reduce((most, value) => Math.max(most, Math.abs(value)), 0),
+    1e-9,
+  );
   const at = (row, expert) => row * shape.experts + expert;
   return {
     ...frame(shape, `Difference: ${names[0]} less ${names[1]}`),
     value: (row, expert) => difference[at(row, expert)],
     colour: (value) => twoWays(value / top),
-    read: (row, expert) => `Layer ${shape.layers[row]}, expert ${expert}: ${percent(mine[at(row, expert)])} of tokens ${names[0]}, ${percent(other[at(row, expert)])} ${names[1]}`,
-    legend: () => rampLegend("share of tokens, difference", twoWays, [[0, `${names[1]} +${percent(top, 0)}`], [0.5, "alike"], [1, `${names[0]} +${percent(top, 0)}`]], -1, 1),
-    table: () => plainTable(`Share of tokens in points of percent, ${names[0]} less ${names[1]}`,
-      ["Layer", ...Array.from({ length: shape.experts }, (_, expert) => `Expert ${expert}`)],
-      shape.layers.map((layer, row) => [`Layer ${layer}`, ...Array.from({ length: shape.experts }, (_, expert) => (100 * difference[at(row, expert)]).toFixed(1))])),
+    read: (row, expert) =>
+      `Layer ${shape.layers[row]}, expert ${expert}: ${percent(mine[at(row, expert)])} of tokens ${names[0]}, ` +
+      `${percent(other[at(row, expert)])} ${names[1]}`,
+    legend: () =>
+      rampLegend(
+        "share of tokens, difference",
+        twoWays,
+        [
+          [0, `${names[1]} +${percent(top, 0)}`],
+          [0.5, "alike"],
+          [1, `${names[0]} +${percent(top, 0)}`],
+        ],
+        -1,
+        1,
+      ),
+    table: () =>
+      plainTable(
+        `Share of tokens in points of percent, ${names[0]} less ${names[1]}`,
+        ["Layer", ...Array.from({ length: shape.experts }, (_, expert) => `Expert ${expert}`)],
+        shape.layers.map((layer, row) => [
+          `Layer ${layer}`,
+          ...Array.from({ length: shape.experts }, (_, expert) => (100 * difference[at(row, expert)]).toFixed(1)),
+        ]),
+      ),
   };
 }
 
@@ -95,13 +145,26 @@ export function largestDifferences(a, b, number) {
   return Array.from(mine.keys())
     .sort((x, y) => Math.abs(mine[y] - other[y]) - Math.abs(mine[x] - other[x]))
     .slice(0, number)
-    .map((at) => ({ row: Math.floor(at / experts), layer: layers[Math.floor(at / experts)], expert: at % experts, mine: mine[at], other: other[at] }));
+    .map((at) => ({
+      row: Math.floor(at / experts),
+      layer: layers[Math.floor(at / experts)],
+      expert: at % experts,
+      mine: mine[at],
+      other: other[at],
+    }));
 }
 
 function frame(shape, label) {
   return {
-    label, rowWord: "layers", columnWord: "experts", rows: shape.layers.length, columns: shape.experts,
-    rowName: (row) => String(shape.layers[row]), columnName: String, columnTicks: expertTicks(shape), height: rowHeight(shape.layers.length, 10, 22),
+    label,
+    rowWord: "layers",
+    columnWord: "experts",
+    rows: shape.layers.length,
+    columns: shape.experts,
+    rowName: (row) => String(shape.layers[row]),
+    columnName: String,
+    columnTicks: expertTicks(shape),
+    height: rowHeight(shape.layers.length, 10, 22),
   };
 }
 

@@ -28,8 +28,12 @@ function ramp(colour) {
 const mix = (from, to, t) => from + (to - from) * t;
 
 // Zero is nearly the paper; the most is the farthest from it.
-const LIGHT = ramp((t) => oklch(mix(0.965, 0.3, t), 0.012 + 0.115 * Math.sin(Math.PI * Math.min(1, 0.1 + 0.8 * t)) * Math.min(1, 6 * t), mix(112, 300, t)));
-const DARK = ramp((t) => oklch(mix(0.25, 0.93, t), 0.012 + 0.115 * Math.sin(Math.PI * Math.min(1, 0.1 + 0.8 * t)) * Math.min(1, 6 * t), mix(300, 112, t)));
+const LIGHT = ramp((t) =>
+  oklch(mix(0.965, 0.3, t), 0.012 + 0.115 * Math.sin(Math.PI * Math.min(1, 0.1 + 0.8 * t)) * Math.min(1, 6 * t), mix(112, 300, t)),
+);
+const DARK = ramp((t) =>
+  oklch(mix(0.25, 0.93, t), 0.012 + 0.115 * Math.sin(Math.PI * Math.min(1, 0.1 + 0.8 * t)) * Math.min(1, 6 * t), mix(300, 112, t)),
+);
 const TWO_WAYS_LIGHT = ramp((t) => oklch(0.96 - 0.5 * Math.abs(2 * t - 1), 0.15 * Math.abs(2 * t - 1), t < 0.5 ? 252 : 55));
 const TWO_WAYS_DARK = ramp((t) => oklch(0.26 + 0.55 * Math.abs(2 * t - 1), 0.15 * Math.abs(2 * t - 1), t < 0.5 ? 252 : 60));
 

@@ -114,7 +114,8 @@ export class Panel {
     this.#marked = { row, expert };
     this.answer.tint(weights);
     byId("marked").hidden = false;
-    byId("marked-text").textContent = `Marked: ${used} of ${weights.length} tokens used expert ${expert} of layer ${this.answer.shape.layers[row]}`;
+    byId("marked-text").textContent =
+      `Marked: ${used} of ${weights.length} tokens used expert ${expert} of layer ${this.answer.shape.layers[row]}`;
   }
 
   unmark() {
@@ -142,8 +143,10 @@ export class Panel {
 
   #fillKinds() {
     const layers = this.answer.shape?.layers ?? [];
-    byId("map-kind").replaceChildren(element("option", { value: "layers" }, "All layers, whole answer"),
-      ...layers.map((layer, row) => element("option", { value: row }, `Layer ${layer}, token by token`)));
+    byId("map-kind").replaceChildren(
+      element("option", { value: "layers" }, "All layers, whole answer"),
+      ...layers.map((layer, row) => element("option", { value: row }, `Layer ${layer}, token by token`)),
+    );
     this.#loadRow = 0;
   }
 
@@ -189,7 +192,10 @@ export class Panel {
 
   #showToken() {
     if (this.#token) this.tokenView.show(this.answer, this.number, this.#token);
-    else byId("token-view").replaceChildren(element("p", { class: "note" }, "Press a token of the answer, or go through them with the arrow keys."));
+    else
+      byId("token-view").replaceChildren(
+        element("p", { class: "note" }, "Press a token of the answer, or go through them with the arrow keys."),
+      );
   }
 
   #showMap() {
@@ -201,9 +207,10 @@ export class Panel {
     if (empty) return;
     const kind = byId("map-kind").value;
     byId("map-measure").disabled = kind !== "layers";
-    const map = kind === "layers"
-      ? layersMap(routing, byId("map-measure").value, (row, expert) => this.mark(row, expert))
-      : tokensMap(routing, Number(kind), (number) => this.#jump(number));
+    const map =
+      kind === "layers"
+        ? layersMap(routing, byId("map-measure").value, (row, expert) => this.mark(row, expert))
+        : tokensMap(routing, Number(kind), (number) => this.#jump(number));
     if (this.#map) this.#map.draw(map);
     else {
       this.#map = heatMap(map);

@@ -76,11 +76,13 @@ export function shapeOf(model) {
   return { experts: model.num_experts, perToken: model.num_experts_per_tok, groups: Math.max(1, model.n_group ?? 1), layers };
 }
 
-/** What an answer's counts [experts] say beside another's: experts used, busiest against even, and the distance of the two distributions. */
+/** What an answer's counts [experts] say beside another's: experts used, the busiest, the distance of the two. */
 export function compareLoads(mine, other) {
   const total = mine.reduce((sum, value) => sum + value, 0);
   const otherTotal = other.reduce((sum, value) => sum + value, 0);
-  let used = 0, busiest = 0, distance = 0;
+  let used = 0,
+    busiest = 0,
+    distance = 0;
   mine.forEach((value, expert) => {
     if (value > 0) used += 1;
     if (value > mine[busiest]) busiest = expert;

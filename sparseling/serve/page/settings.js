@@ -38,7 +38,11 @@ export function sampling() {
     const value = Number(input.value);
     const whole = input.step === "1";
     if (input.validity.badInput || !Number.isFinite(value) || value < least || value > most || (whole && !Number.isInteger(value))) {
-      return { error: `${byId(`${field}-label`).textContent}: give a ${whole ? "whole " : ""}number from ${least} to ${most.toLocaleString("en")}, or nothing.` };
+      return {
+        error:
+          `${byId(`${field}-label`).textContent}: give a ${whole ? "whole " : ""}number from ${least} to ` +
+          `${most.toLocaleString("en")}, or nothing.`,
+      };
     }
     request[key] = value;
   }

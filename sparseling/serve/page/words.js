@@ -3,10 +3,16 @@
 const NAMES = { "\n": "↵", "\t": "⇥", " ": "␣", "\r": "␍" };
 
 /** A token's text in quotation marks with white space made visible; "no text" for one that shows none. */
-export const named = (text) => (text ? `“${shown(text).replace(/[\n\t\r]/g, (mark) => NAMES[mark]).replace(/^ +| +$/g, (run) => "␣".repeat(run.length))}”` : "(no text)");
+export const named = (text) =>
+  text
+    ? `“${shown(text)
+        .replace(/[\n\t\r]/g, (mark) => NAMES[mark])
+        .replace(/^ +| +$/g, (run) => "␣".repeat(run.length))}”`
+    : "(no text)";
 
 /** Text as it is shown: marks that turn the direction of all that follows are named instead of obeyed. */
-export const shown = (text) => text.replace(/[\u202a-\u202e\u2066-\u2069]/g, (mark) => `[U+${mark.codePointAt(0).toString(16).toUpperCase()}]`);
+export const shown = (text) =>
+  text.replace(/[\u202a-\u202e\u2066-\u2069]/g, (mark) => `[U+${mark.codePointAt(0).toString(16).toUpperCase()}]`);
 
 const SPOKEN = { " ": "space", "\n": "line break", "\t": "tab", "\r": "carriage return" };
 

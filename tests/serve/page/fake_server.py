@@ -1,7 +1,8 @@
-"""A server without a model that speaks the interface of `sparseling serve` to the page: seeded routing, scripted answers, delays and faults.
+"""A server without a model that speaks the interface of `sparseling serve`: seeded routing, scripted answers, delays and faults.
 
 What an answer is depends on a word in the question: `hostile` (markup, emoji, right-to-left, combining characters cut over tokens), `break`
-(an error in the middle), `drop` (the connection ends), `busy` (429), `refuse` (400), `long N` (N tokens), `slow` (until it is stopped); else a sum.
+(an error in the middle), `drop` (the connection ends), `busy` (429), `refuse` (400), `cut` (too long), `long N` (N tokens),
+`slow` (until it is stopped); else a sum.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from typing import Any
 
 from sparseling.run.thinking import ThinkingSplitter
 
-PAGE = Path(__file__).parents[2] / "sparseling" / "serve" / "page"
+PAGE = Path(__file__).parents[3] / "sparseling" / "serve" / "page"
 KINDS = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-HOSTILE = ["<img src=x", " onerror=\"document.title='owned'\">", "<script>", "alert(1)", "</script>", " &amp; ", b"\xf0\x9f", b"\x98\x80", " e", "\u0301",
-           " שלום", " עולם", " 数", "学", "\n", "\n", "javascript:", "\u202e", "end", " ", "\u2028", "<b>bold</b>"]
+HOSTILE = ["<img src=x", " onerror=\"document.title='owned'\">",
+           "<script>", "alert(1)", "</script>", " &amp; ", b"\xf0\x9f", b"\x98\x80", " e",
+           "\u0301", " שלום", " עולם", " 数", "学", "\n", "\n", "javascript:", "\u202e", "end", " ", "\u2028", "<b>bold</b>"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Shape:
 
 @dataclass
 class Fake:
-    """A running fake: what it was asked (`requests`) and what routing it sent (`sent`, a list an answer)."""
+    """A running fake: what it was asked (`requests`) and what routing it sent to each (`sent`)."""
 
     shape: Shape = field(default_factory=Shape)
     api_key: str | None = None
@@ -48,6 +50,7 @@ class Fake:
     sent: list[list[dict[str, Any]]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     aborted: threading.Event = field(default_factory=threading.Event)
+    lock: threading.Lock = field(default_factory=threading.Lock)
     url: str = ""
 
 
@@ -76,12 +79,12 @@ def tokens_of(question: str, thinking: bool) -> list[str | bytes]:
         content = [f" and {place}" for place in range(10_000)]
     else:
         content = ["The", " answer", " is", " ", "8", "5", ".", " I", " am", " quite", " sure", " of", " it", "."]
-    thought: list[str | bytes] = ["<think>", "\n", "7", " plus", " 8", " is", " 15", ",", " carry", " 1", ";", " 4", " plus", " 3", " plus", " 1", " is", " 8", ".",
-                                  "\n", "</think>", "\n", "\n"]
+    words = ["7", " plus", " 8", " is", " 15", ",", " carry", " 1", ";", " 4", " plus", " 3", " plus", " 1", " is", " 8", "."]
+    thought: list[str | bytes] = ["<think>", "\n", *words, "\n", "</think>", "\n", "\n"]
     return [*(thought if thinking else []), *content]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def bias_of(layer: int, experts: int) -> list[float]:
     rng = random.Random(f"bias {layer}")
     return [round(rng.uniform(-0.05, 0.05), 4) for _ in range(experts)]
@@ -89,7 +92,7 @@ def bias_of(layer: int, experts: int) -> list[float]:
 
 @functools.lru_cache(maxsize=4096)
 def routing_of(token: int, seed: str, shape: Shape) -> list[dict[str, Any]]:
-    """Routing as the model would choose it: sigmoid-like scores, a bias, the best groups, the best experts in them, weights of the scores."""
+    """Routing as the model would choose it: scores, a bias, the best groups, the best experts in them, weights of the scores."""
     layers = []
     for layer in shape.layers:
         rng, taste = random.Random(f"{seed} {token} {layer}"), random.Random(f"taste {seed[:5]} {layer}")
@@ -98,16 +101,21 @@ def routing_of(token: int, seed: str, shape: Shape) -> list[dict[str, Any]]:
         size = shape.experts // shape.groups
         value = [sum(sorted(biased[group * size:(group + 1) * size])[-2:]) for group in range(shape.groups)]
         kept = sorted(sorted(range(shape.groups), key=lambda group: -value[group])[:shape.kept_groups])
-        chosen = sorted((expert for expert in range(shape.experts) if expert // size in kept), key=lambda expert: -biased[expert])[:shape.per_token]
+        eligible = [expert for expert in range(shape.experts) if expert // size in kept]
+        chosen = sorted(eligible, key=lambda expert: -biased[expert])[:shape.per_token]
         total = sum(scores[expert] for expert in chosen) + 1e-20
         layers.append({"layer": layer, "experts": chosen, "weights": [round(2.5 * scores[expert] / total, 4) for expert in chosen],
                        "scores": [scores[expert] for expert in chosen], "biased": [biased[expert] for expert in chosen], "groups": kept})
     return layers
 
 
+def load_of(layer: int, shape: Shape) -> list[int]:
+    rng = random.Random(f"load {layer}")
+    return [rng.randrange(50, 400) for _ in range(shape.experts)]
+
+
 class Handler(BaseHTTPRequestHandler):
     fake: Fake
-    protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -120,32 +128,35 @@ class Handler(BaseHTTPRequestHandler):
         if not self.allowed():
             return None
         shape = self.fake.shape
+        facts = {"num_experts": shape.experts, "num_experts_per_tok": shape.per_token, "n_group": shape.groups}
         if path == "/v1/models":
-            model = {"id": "laptop", "object": "model", "context_length": 4096, "num_hidden_layers": len(shape.layers) + 1, "num_experts": shape.experts,
-                     "num_experts_per_tok": shape.per_token, "n_group": shape.groups, "moe_layers": list(shape.layers), "thinking": True}
+            model = {"id": "laptop", "object": "model", "context_length": 4096, "num_hidden_layers": len(shape.layers) + 1, **facts,
+                     "moe_layers": list(shape.layers), "thinking": True}
             return self.reply(200, {"object": "list", "data": [model]})
         if path == "/v1/experts/load":
-            layers = [{"layer": layer, "tokens": 1000, "counts": [random.Random(f"load {layer} {expert}").randrange(50, 400) for expert in range(shape.experts)]}
-                      for layer in shape.layers]
-            return self.reply(200, {"num_experts": shape.experts, "num_experts_per_tok": shape.per_token, "n_group": shape.groups, "layers": layers})
-        return self.reply(404, {"error": {"message": f"{path}: no such page", "type": "invalid_request_error", "param": None, "code": None}})
+            layers = [{"layer": layer, "tokens": 1000, "counts": load_of(layer, shape)} for layer in shape.layers]
+            return self.reply(200, {**facts, "layers": layers})
+        return self.refuse(404, f"{path}: no such page")
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if not self.allowed():
             return None
-        self.fake.requests.append(request)
+        entries: list[dict[str, Any]] = []
+        with self.fake.lock:
+            self.fake.requests.append(request)
+            self.fake.sent.append(entries)
         question = request["messages"][-1]["content"]
         if "busy" in question:
-            return self.reply(429, {"error": {"message": "Too many requests wait", "type": "rate_limit_error", "param": None, "code": None}}, {"Retry-After": "7"})
+            return self.refuse(429, "Too many requests wait", {"Retry-After": "7"})
         if "refuse" in question:
-            return self.reply(400, {"error": {"message": "temperature: 9 is above 2; give 0 to 2", "type": "invalid_request_error", "param": "temperature", "code": None}})
-        return self.stream(question, request["chat_template_kwargs"]["enable_thinking"])
+            return self.refuse(400, "temperature: 9 is above 2; give 0 to 2")
+        return self.stream(question, request["chat_template_kwargs"]["enable_thinking"], entries)
 
     def allowed(self) -> bool:
         if self.fake.api_key is None or self.headers.get("Authorization") == f"Bearer {self.fake.api_key}":
             return True
-        self.reply(401, {"error": {"message": "The API key is missing or not known", "type": "authentication_error", "param": None, "code": "invalid_api_key"}})
+        self.refuse(401, "The API key is missing or not known")
         return False
 
     def file(self, path: Path) -> None:
@@ -153,6 +164,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(404, {})
         self.send(200, path.read_bytes(), KINDS[path.suffix])
         return None
+
+    def refuse(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
+        self.reply(status, {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}, headers)
 
     def reply(self, status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> None:
         self.send(status, json.dumps(body).encode(), "application/json", headers or {})
@@ -164,14 +178,10 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def stream(self, question: str, thinking: bool) -> None:
+    def stream(self, question: str, thinking: bool, entries: list[dict[str, Any]]) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
-        self.send_header("Connection", "close")
         self.end_headers()
-        self.close_connection = True
-        entries: list[dict[str, Any]] = []
-        self.fake.sent.append(entries)
         try:
             for event in self.events(question, thinking, entries):
                 self.write(event)
