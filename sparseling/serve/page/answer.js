@@ -27,7 +27,7 @@ export class Answer {
     const rest = element("span", { role: "option", "aria-selected": "false", class: "rest" });
     const list = element("div", { class: `tokens ${name}-tokens`, role: "listbox", "aria-label": label, dir: "auto" }, rest);
     const plain = element("p", { class: "visually-hidden plain-text", dir: "auto" });
-    return { cutter: new Cutter(), rest, list, plain, ready: [], closed: false };
+    return { cutter: new Cutter(), rest, list, plain, ready: [] };
   }
 
   #frame() {
@@ -70,21 +70,15 @@ export class Answer {
   }
 
   #text(name, text) {
-    if (name === "content") this.#close("reasoning");
     this.parts[name].ready.push(...this.parts[name].cutter.pushText(text));
   }
 
   #entry(entry) {
     const name = entry.part === "reasoning" ? "reasoning" : "content";
-    if (name === "content") this.#close("reasoning");
+    if (name === "content" && !this.parts.reasoning.cutter.closed) {
+      this.parts.reasoning.ready.push(...this.parts.reasoning.cutter.close());
+    }
     this.parts[name].ready.push(...this.parts[name].cutter.pushEntry({ number: this.routing.add(entry), text: entry.text ?? "" }));
-  }
-
-  #close(name) {
-    const part = this.parts[name];
-    if (part.closed) return;
-    part.ready.push(...part.cutter.close());
-    part.closed = true;
   }
 
   /** Ends the answer. `state`: done, stopped or failed; `message`: what went wrong. */
@@ -92,7 +86,7 @@ export class Answer {
     this.state = state === "done" && this.finishReason === "length" ? "cut" : state;
     this.times.end = performance.now();
     for (const name of PARTS) {
-      this.#close(name);
+      this.parts[name].ready.push(...this.parts[name].cutter.finish());
       this.paint();
       const { cutter, rest, list, plain } = this.parts[name];
       rest.remove();

@@ -51,6 +51,7 @@ function showModel() {
   if (!chosen) return;
   const shape = shapeOf(chosen);
   byId("model-name").textContent = chosen.id;
+  if (remembered("thinking") === undefined) setOn("thinking", chosen.thinking === true);
   const facts = shape
     ? [`${shape.experts} experts`, `${shape.perToken} a token`, counted(shape.layers.length, "sparse layer")]
     : ["dense, no experts to show"];

@@ -131,7 +131,7 @@ class Handler(BaseHTTPRequestHandler):
         facts = {"num_experts": shape.experts, "num_experts_per_tok": shape.per_token, "n_group": shape.groups}
         if path == "/v1/models":
             model = {"id": "laptop", "object": "model", "context_length": 4096, "num_hidden_layers": len(shape.layers) + 1, **facts,
-                     "moe_layers": list(shape.layers), "thinking": True}
+                     "moe_layers": list(shape.layers), "thinking": False}
             return self.reply(200, {"object": "list", "data": [model]})
         if path == "/v1/experts/load":
             layers = [{"layer": layer, "tokens": 1000, "counts": load_of(layer, shape)} for layer in shape.layers]
@@ -203,15 +203,17 @@ class Handler(BaseHTTPRequestHandler):
         decoder, splitter = codecs.getincrementaldecoder("utf-8")("replace"), ThinkingSplitter()
         tokens = tokens_of(question, thinking)
         reasoning, late = thinking, None
+        closing = tokens.index("</think>") if thinking else 0
         yield chunk({"role": "assistant", "content": ""})
         for place, token in enumerate(tokens):
-            text = decoder.decode(token.encode() if isinstance(token, str) else token)
-            delta = delta_of(splitter.push(text))
+            spelled = token.encode() if isinstance(token, str) else token
+            delta = delta_of(splitter.push(decoder.decode(spelled)))
+            reasoning = reasoning and (place <= closing or token == "\n")  # the line breaks after the tag as well
             yield chunk(delta, [late] if late else None)
-            late = {"index": 20 + place, "part": "reasoning" if reasoning else "content", "token": 300 + place % 50, "text": text,
+            late = {"index": 20 + place, "part": "reasoning" if reasoning else "content", "token": 300 + place % 50,
+                    "text": spelled.decode("utf-8", "replace"),
                     "layers": routing_of(300 + place % 50, f"{thinking} {place % 3}", self.fake.shape)}
             entries.append(late)
-            reasoning = reasoning and token != "</think>"
             if place == 5 and "break" in question:
                 yield {"error": {"message": "The engine ran out of pages", "type": "server_error", "param": None, "code": None}}
                 return

@@ -36,7 +36,7 @@ CUT = """async (acts) => {
     const cutter = new Cutter();
     let number = 0;
     const pieces = acts.flatMap(([kind, text]) => (kind === 'text' ? cutter.pushText(text) : cutter.pushEntry({ number: number++, text })));
-    pieces.push(...cutter.close());
+    pieces.push(...cutter.finish());
     return [pieces.map((piece) => piece.text), cutter.rest, pieces.map((piece) => piece.entry.number)];
 }"""
 
@@ -72,6 +72,21 @@ def test_each_token_finds_its_own_piece(page: Any) -> None:
         # The reasoning's own line breaks and tags are tokens, but no text.
         pieces, rest, _ = page.evaluate(CUT, acts_of([word for word in words if word != "\n"], ["<think>", "\n", *words], rng))
         assert "".join(pieces) == "".join(word for word in words if word != "\n") and rest == ""
+
+
+def test_a_character_of_several_tokens_is_its_last_ones(page: Any) -> None:
+    rng = random.Random(7)
+    cut = ["\ufffd", "\ufffd"]
+    for _ in range(40):
+        texts, said, expected = [], [], []
+        for _ in range(12):
+            if rng.random() < 0.3 and texts and texts[-1].isascii():
+                texts, said, expected = [*texts, "", "😀"], [*said, *cut], [*expected, "", "😀"]
+            else:
+                word = rng.choice([" a", " the", "e", " b."])
+                texts, said, expected = [*texts, word], [*said, word], [*expected, word]
+        pieces, rest, _ = page.evaluate(CUT, acts_of(texts, said, rng))
+        assert pieces == expected and rest == ""
 
 
 def test_every_file_of_the_page_is_packaged() -> None:
