@@ -149,7 +149,7 @@ export class Answer {
     const { start, first, end } = this.times;
     const tokens = this.usage?.completion_tokens ?? this.routing?.tokens.length ?? 0;
     const words = [counted(tokens, "token")];
-    if (tokens > 1 && first !== null && end > first)
+    if (tokens > 9 && first !== null && end - first > 20)
       words.push(`${Math.round((tokens - 1) / ((end - first) / 1000)).toLocaleString("en")} tokens/s`);
     if (first !== null) words.push(`the first after ${((first - start) / 1000).toFixed(2)} s`);
     const endings = { stopped: "stopped", cut: "cut off at the longest answer allowed", failed: "not finished" };

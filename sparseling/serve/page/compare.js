@@ -1,6 +1,6 @@
 // Two answers to one question beside each other: their heat maps, and the experts whose use differs most.
 
-import { element, percent, throttled } from "./dom.js";
+import { counted, element, percent, throttled } from "./dom.js";
 import { heatMap } from "./heatmap.js";
 import { differenceMap, largestDifferences, largestShare, layersMap } from "./maps.js";
 import { onSchemeChange } from "./palette.js";
@@ -47,10 +47,10 @@ export class Comparison {
       this.difference.append(this.#maps[2].node);
       this.node.hidden = false;
     }
-    this.list.replaceChildren(this.#table(largestDifferences(a, b, SHOWN)));
+    this.list.replaceChildren(this.#table(largestDifferences(a, b, SHOWN), [a.tokens.length, b.tokens.length]));
   }
 
-  #table(largest) {
+  #table(largest, tokens) {
     const most = Math.max(1e-9, ...largest.map(({ mine, other }) => Math.max(mine, other)));
     const cell = (share, name) => {
       const bar = element("span", { class: `bar ${name}`, "aria-hidden": "true" });
@@ -78,7 +78,9 @@ export class Comparison {
         element("td", {}, `${one.mine >= one.other ? "+" : "−"}${percent(Math.abs(one.mine - one.other))}`),
       ),
     );
-    const heads = ["Expert", "Thinking", "Not thinking", "Difference"].map((name) => element("th", { scope: "col" }, name));
+    const heads = ["Expert", `Thinking, ${counted(tokens[0], "token")}`, `Not thinking, ${counted(tokens[1], "token")}`, "Difference"].map(
+      (name) => element("th", { scope: "col" }, name),
+    );
     return element(
       "table",
       {},

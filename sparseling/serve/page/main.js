@@ -207,16 +207,19 @@ function begin(controller) {
 
 function finish(controller, answer, ending) {
   state.running.delete(controller);
-  if (!state.turns.some((turn) => turn.answers.includes(answer))) return;
-  const name = answer.title ? `${answer.title}: ` : "";
-  if (ending === "done") say(name + (answer.content.slice(0, SPOKEN_MOST) || "The answer is empty."));
-  else if (ending === "stopped") say(`${name}stopped.`);
+  if (state.turns.some((turn) => turn.answers.includes(answer))) tell(answer, ending); // not after a new chat
   if (state.running.size) return;
   const inStop = document.activeElement === byId("stop");
   byId("stop").hidden = true;
   byId("send").hidden = false;
   if (inStop) byId("question").focus();
   keepEndInView();
+}
+
+function tell(answer, ending) {
+  const name = answer.title ? `${answer.title}: ` : "";
+  if (ending === "done") say(name + (answer.content.slice(0, SPOKEN_MOST) || "The answer is empty."));
+  else if (ending === "stopped") say(`${name}stopped.`);
 }
 
 const stop = () => state.running.forEach((controller) => controller.abort());

@@ -126,6 +126,7 @@ export function differenceMap(a, b, names) {
         -1,
         1,
       ),
+    hint: `Blue was used more when ${names[1]}, orange more when ${names[0]}.`,
     table: () =>
       plainTable(
         `Share of tokens in points of percent, ${names[0]} less ${names[1]}`,
@@ -164,14 +165,14 @@ function frame(shape, label) {
     rowName: (row) => String(shape.layers[row]),
     columnName: String,
     columnTicks: expertTicks(shape),
-    height: rowHeight(shape.layers.length, 10, 22),
+    height: rowHeight(shape.layers.length, 10, 30),
   };
 }
 
 /** Where the even share lies on a square-root legend, unless it would touch the ends. */
 function evenMark(even, top) {
   const at = Math.sqrt(even / top);
-  return at > 0.2 && at < 0.75 ? [[at, `even ${percent(even)}`]] : [];
+  return at > 0.3 && at < 0.72 ? [[at, `even ${percent(even)}`]] : [];
 }
 
 function shareWords(share, measure, even) {

@@ -82,5 +82,11 @@ def test_regenerate_and_new_chat(page: Any, fake: Fake) -> None:
     assert len(fake.requests) == 2 and fake.requests[0] == fake.requests[1]
     page.click("#new-chat")
     assert page.locator(".turn").count() == 0 and page.locator("#welcome").is_visible()
+    fake.delay_s = 0.01
+    ask(page, "a slow one", wait=False)
+    page.wait_for_selector(".token")
+    page.click("#new-chat")  # in the middle of an answer
+    page.wait_for_selector("#send:not([hidden])")
+    assert page.locator("#stop").is_hidden() and page.locator(".answer").count() == 0
     ask(page, "again")
-    assert len(fake.requests[2]["messages"]) == 1
+    assert len(fake.requests[3]["messages"]) == 1
