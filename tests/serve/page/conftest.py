@@ -11,7 +11,7 @@ from .driving import CHROMIUM, opened
 from .fake_server import Fake, serving
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="the page's tests drive a browser: pip install playwright")
     if CHROMIUM is None:
