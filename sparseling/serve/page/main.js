@@ -267,6 +267,12 @@ function startDialogs() {
   byId("key-cancel").addEventListener("click", () => byId("key-dialog").close());
 }
 
+/** Makes the question's field as high as its text, where the browser does not do so itself. */
+function growQuestion() {
+  byId("question").style.height = "auto";
+  byId("question").style.height = `${byId("question").scrollHeight + 2}px`;
+}
+
 function startAsking() {
   byId("ask").addEventListener("submit", (event) => {
     event.preventDefault();
@@ -278,6 +284,7 @@ function startAsking() {
       submit();
     }
   });
+  if (!CSS.supports("field-sizing", "content")) byId("question").addEventListener("input", growQuestion);
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Escape" || event.defaultPrevented || document.querySelector("dialog[open]")) return;
     if (state.running.size) stop();
