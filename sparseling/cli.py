@@ -100,11 +100,15 @@ def build_parser() -> argparse.ArgumentParser:
     merge.add_argument("--scores", metavar="FILE", help="JSON file {folder: bits per byte} for --top")
     merge.add_argument("--dtype", choices=["float32", "bfloat16"], help="dtype to write (default: as the last folder)")
 
-    convert = verb("convert", "rewrite a model folder: dtype, FP8 to plain, size of shards",
-                   "sparseling convert Ling-1T-FP8 --out ling-1t-bf16", convert_verb)
+    convert = verb("convert", "rewrite a model folder: weights packed for the native engine, dtype, FP8 to plain, size of shards",
+                   "sparseling convert runs/laptop --to int4 --out laptop-int4", convert_verb)
     convert.add_argument("model", metavar="MODEL", help="model folder, run folder, or hub id")
     convert.add_argument("--out", required=True, metavar="FOLDER", help="folder to write")
     convert.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16", help="dtype to write (default bfloat16)")
+    convert.add_argument("--to", choices=CONVERSIONS, default="public",
+                         help="public: safetensors (default); the others are for the native engine, which maps them into memory")
+    convert.add_argument("--quality", metavar="TEXT_FILE",
+                         help="measure packed weights against bf16 on this text (.txt, or the .jsonl of a run's validation)")
     convert.add_argument("--shard-gb", type=above_zero, default=10.0, help="largest shard in GiB (default 10)")
 
     chat = verb("chat", "talk to a model in the terminal", "sparseling chat runs/laptop --think", chat_verb)
@@ -118,6 +122,8 @@ def build_parser() -> argparse.ArgumentParser:
     chat.add_argument("--repetition-penalty", type=float, default=1.05, help="above 1 discourages repetition (default 1.05)")
     chat.add_argument("--seed", type=int, default=0, help="same seed, same answer (default 0)")
     chat.add_argument("--max-new-tokens", type=int, default=512, help="longest answer in tokens (default 512)")
+    chat.add_argument("--weights", choices=["fp32", "bf16", "int8", "int4"],
+                      help="pack the weights so for the native engine (default: fp32 for small models, else as stored)")
     chat.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="CPU threads (default: all)")
 
     evaluate = verb("eval", "exact-match accuracy on held-out problems, both thinking modes",
@@ -236,13 +242,37 @@ def merge_verb(options: argparse.Namespace) -> None:
 
 
 def convert_verb(options: argparse.Namespace) -> None:
+    CONVERSIONS[options.to](options)
+    print(f"wrote {options.out}")
+
+
+def convert_to_public(options: argparse.Namespace) -> None:
     import torch
 
     from .checkpoint.convert import convert_folder
     from .info import model_folder
 
+    if options.quality:
+        raise UsageError("--quality: is for packed weights; give --to int8 or int4 too")
     convert_folder(model_folder(options.model), options.out, getattr(torch, options.dtype), max_shard_bytes=int(options.shard_gb * 2**30))
-    print(f"wrote {options.out}")
+
+
+def convert_to_packed(options: argparse.Namespace) -> None:
+    from .info import model_folder
+    from .run.pack_folder import check_room_for_quality, measure_quality, pack_folder, report
+
+    source = model_folder(options.model)
+    if options.quality:
+        check_room_for_quality(source)
+    pack_folder(source, options.out, options.to)
+    if options.quality:
+        print(report(measure_quality(source, options.out, options.quality), options.to))
+    elif options.to in ("int8", "int4"):
+        print("quality not measured; --quality TEXT_FILE gives perplexity and divergence against bf16")
+
+
+# What --to of convert means.
+CONVERSIONS = {"public": convert_to_public, **dict.fromkeys(("fp32", "bf16", "int8", "int4"), convert_to_packed)}
 
 
 def chat_verb(options: argparse.Namespace) -> int:
@@ -256,7 +286,7 @@ def chat_verb(options: argparse.Namespace) -> int:
                         repetition_penalty=options.repetition_penalty, seed=options.seed)
     torch.set_num_threads(options.threads)
     return chat(model_folder(options.model), thinking=options.think, sampling=sampling, system=options.system, prompt=options.prompt,
-                max_new_tokens=options.max_new_tokens)
+                max_new_tokens=options.max_new_tokens, weights=options.weights)
 
 
 def eval_verb(options: argparse.Namespace) -> None:
