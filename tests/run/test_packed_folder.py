@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from sparseling.checkpoint.hf import load_model, open_checkpoint, save_model, without_mtp
+from sparseling.checkpoint.hf import empty_model, load_model, open_checkpoint, save_model, without_mtp
 from sparseling.cli import main
 from sparseling.config import ModelConfig, preset
 from sparseling.errors import UserError
@@ -252,3 +254,37 @@ def test_mtp_layers_are_not_packed_for_an_engine_that_leaves_them_out(public: Pa
     names = [name for name, _ in source_of_folder(public, "int4").parts]
     assert not [name for name in names if name.startswith("mtp.")]
     assert without_mtp(open_checkpoint(public)).config.num_nextn_predict_layers == 0
+
+
+MEASURE = """
+import sys, torch
+from pathlib import Path
+from sparseling.run.open import open_engine
+from sparseling.run.pack_folder import pack_folder
+
+def memory_bytes(key):  # VmRSS: resident now, VmHWM: its peak
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[key].split()[0]) * 1024
+
+folder = Path(sys.argv[1])
+pack_folder(folder / "tiny", folder / "warm", "int4")
+open_engine(folder / "tiny", "int4")
+before = memory_bytes("VmRSS")
+pack_folder(folder / "large", folder / "packed", "int4")
+packing = memory_bytes("VmHWM") - before
+engine = open_engine(folder / "large", "int4", pages=2)
+print(packing, memory_bytes("VmHWM") - before, engine.weight_bytes)
+"""
+
+
+def test_memory_is_a_part_when_packing_to_disk_and_the_packed_weights_when_packing_at_load(public: Path, tmp_path: Path) -> None:
+    config = SMALL.replace(hidden_size=512, num_hidden_layers=6, num_experts=16, moe_intermediate_size=512, num_nextn_predict_layers=0)
+    save_model(empty_model(config, torch.bfloat16), config, tmp_path / "large")
+    shutil.copytree(public, tmp_path / "tiny")
+    run = subprocess.run([sys.executable, "-c", MEASURE, str(tmp_path)], check=True, capture_output=True, text=True)
+    packing, loading, weights = map(int, run.stdout.split())
+    one_layer = 16 * 3 * 512 * 512 * 9 // 16
+    stored = sum(path.stat().st_size for path in (tmp_path / "large").glob("*.safetensors"))
+    assert 5 * one_layer < weights < stored / 3.4
+    assert packing < 3 * one_layer, "not the whole model"
+    assert loading < weights + 2 * one_layer, "not the model in bf16"
