@@ -20,9 +20,8 @@ from ..errors import UserError
 from ..model.transformer import LingForCausalLM
 from .engine import PAGE, Engine, why_not
 from .load import FLOAT32_PARAMETERS, load, tokenizer_and_config
-from .memory import fits
 from .packed import Kind
-from .packed_folder import PackedFolder, is_packed, open_packed, source_of_packed
+from .packed_folder import is_packed, open_packed, source_of_packed
 from .scheduler import Scheduler
 from .source import Source, source_of_checkpoint
 
@@ -57,9 +56,9 @@ def ready(model: str | Path, kind: Kind | None = None, threads: int | None = Non
 
 
 def open_engine(model: str | Path, kind: Kind | None = None, pages: int | None = None, threads: int | None = None,
-                max_positions: int | None = None, preload: bool | None = None) -> Engine:
+                max_positions: int | None = None, preload: bool = False) -> Engine:
     """`kind`: None is that of a packed folder; of a public one as stored, or fp32 for a small model. `pages`: None has room for one full
-    context. `preload`: whether a packed folder is read whole at the start instead of mapped; None does so where it pays and fits.
+    context. `preload`: a packed folder is read whole at the start instead of mapped, for disks that are too slow or do not map large pages.
 
     Raises `UserError` as `source_of_folder` and `Engine` do.
     """
@@ -68,21 +67,16 @@ def open_engine(model: str | Path, kind: Kind | None = None, pages: int | None =
     return Engine(source, pages or -(-positions // PAGE) + 1, threads, max_positions)
 
 
-def source_of_folder(folder: Path, kind: Kind | None = None, preload: bool | None = None) -> Source:
+def source_of_folder(folder: Path, kind: Kind | None = None, preload: bool = False) -> Source:
     """The parts of a local folder, packed or public. Raises `UserError` for a packed folder of another kind, and as `open_packed` and
     `open_checkpoint` do."""
     if is_packed(folder):
         packed = open_packed(folder)
         if kind not in (None, packed.kind):
             raise UserError(f"{folder}: its weights are packed in {packed.kind}, not {kind}; convert the model it came from to {kind}")
-        return source_of_packed(packed, pays_to_preload(packed) if preload is None else preload)
+        return source_of_packed(packed, preload)
     checkpoint = without_mtp(open_checkpoint(folder))
     return source_of_checkpoint(checkpoint, kind or default_kind(checkpoint))
-
-
-def pays_to_preload(packed: PackedFolder) -> bool:
-    """Whether reading everything first is worth the wait (docs/log.md)."""
-    return fits(packed.bytes)
 
 
 def default_kind(checkpoint: WeightFolder) -> Kind:

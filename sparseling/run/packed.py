@@ -87,7 +87,8 @@ def large_pages(size: int) -> Tensor:
     takes as long as reading them (docs/log.md). Those never written to take no memory."""
     if size < LARGE_PAGE:
         return torch.zeros(size, dtype=torch.uint8)
-    memory = mmap.mmap(-1, size + LARGE_PAGE)
+    # private: what can be shared with another process is not given large pages unless the system's settings say so
+    memory = mmap.mmap(-1, size + LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them
             memory.madvise(mmap.MADV_HUGEPAGE)

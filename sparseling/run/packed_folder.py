@@ -8,12 +8,14 @@ the parts follow one another as `plan_parts` has them: numbers, then scales.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import mmap
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import IO
 
@@ -24,6 +26,8 @@ from .. import __version__
 from ..config import ModelConfig
 from ..errors import UserError
 from ..files import read_json, sha256_of_file, write_json
+from ..progress import track
+from .memory import fits
 from .packed import BITS, BLOCK_ROWS, GROUP_COLUMNS, LARGE_PAGE, Kind, Packed, data_bytes, large_pages, round_up, scale_bytes
 from .parts import Part, PartPlan, plan_parts
 from .source import Source
@@ -175,37 +179,59 @@ def check_hashes(packed: PackedFolder) -> None:
 
 def source_of_packed(packed: PackedFolder, preload: bool = False) -> Source:
     """The parts as maps of the files: what a step needs of them is read when it is needed, and shared between processes. With `preload`
-    all are read now, into large pages."""
-    plans = plan_parts(packed.config, packed.kind)
-    return Source(packed.config, packed.kind, mapped_parts(packed, plans, preload))
+    all are read now, into memory of this process. Raises `UserError` for a file that cannot be read."""
+    places = layout(plan_parts(packed.config, packed.kind), packed.embedding)
+    return Source(packed.config, packed.kind, read_parts(packed, places) if preload else mapped_parts(packed, places))
 
 
-def mapped_parts(packed: PackedFolder, plans: list[PartPlan], preload: bool) -> Iterator[tuple[str, Part]]:
-    places = layout(plans, packed.embedding)
-    maps = {name: mapped(packed.folder / name, size) for name, size in packed.sizes.items()}
-
-    def part_bytes(file: str, offset: int, size: int) -> Tensor:
-        view = maps[file][offset:offset + size]
-        return large_pages(size).copy_(view) if preload else view
-
-    for plan in plans:
+def mapped_parts(packed: PackedFolder, places: dict[str, Place]) -> Iterator[tuple[str, Part]]:
+    large = fits(packed.bytes)
+    maps = {name: mapped(packed.folder / name, size, large) for name, size in packed.sizes.items()}
+    for plan in plan_parts(packed.config, packed.kind):
         place = places[plan.name]
-        data = part_bytes(place.file, place.offset, place.size)
-        if plan.kind is None:
-            dtype = packed.embedding if plan.name == "embedding" else torch.float32
-            yield plan.name, data.view(dtype)
-        else:
-            scales = part_bytes(place.file, place.scale_offset, place.scale_size).view(torch.int16)
-            yield plan.name, Packed(plan.kind, plan.rows, plan.columns, data, scales)
+        data = maps[place.file][place.offset:place.offset + place.size]
+        yield plan.name, part_of(plan, packed.embedding, data, maps[place.file][place.scale_offset:place.scale_offset + place.scale_size])
 
 
-def mapped(path: Path, size: int) -> Tensor:
-    """The bytes of a file, read-only, mapped. A file shorter than `size` is refused: reading behind its end would end the program."""
+def read_parts(packed: PackedFolder, places: dict[str, Place]) -> Iterator[tuple[str, Part]]:
+    for plan in track(plan_parts(packed.config, packed.kind), "reading weights"):
+        place = places[plan.name]
+        data, scales = large_pages(place.size), large_pages(place.scale_size)
+        with open(packed.folder / place.file, "rb", buffering=0) as stream:
+            read_into(stream, place.offset, data)
+            read_into(stream, place.scale_offset, scales)
+        yield plan.name, part_of(plan, packed.embedding, data, scales)
+
+
+def read_into(stream: FileIO, offset: int, memory: Tensor) -> None:
+    """Fill `memory` from `offset` of a file on."""
+    stream.seek(offset)
+    rest = memory.numpy().data
+    while rest:
+        count = stream.readinto(rest)
+        if not count:
+            raise UserError(f"{stream.name}: has become shorter while it was read; copy it again")
+        rest = rest[count:]
+
+
+def part_of(plan: PartPlan, embedding: torch.dtype, data: Tensor, scales: Tensor) -> Part:
+    """A part from its bytes."""
+    if plan.kind is None:
+        return data.view(embedding if plan.name == "embedding" else torch.float32)
+    return Packed(plan.kind, plan.rows, plan.columns, data, scales.view(torch.int16))
+
+
+def mapped(path: Path, size: int, large: bool) -> Tensor:
+    """The bytes of a file, read-only, mapped; `large`: read and mapped 2 MiB at a time where the file system can (docs/log.md). A file
+    shorter than `size` is refused: reading behind its end would end the program."""
     try:
         with open(path, "rb") as stream:
             memory = mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be mapped ({error}); copy it again") from None
+    if large and hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given buffer is not writable")  # and nobody writes to it
         return torch.frombuffer(memory, dtype=torch.uint8)
