@@ -6,12 +6,13 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__
-from .arguments import above_zero, names, positive
+from .arguments import names, positive
 from .bench.options import add_subcommands
+from .conversions import add_convert_options, convert_verb
 from .errors import UsageError, UserError
 
 DESCRIPTION = """The Ling 2.0 recipe made whole: from raw text to a small sparse mixture-of-experts
@@ -100,13 +101,9 @@ def build_parser() -> argparse.ArgumentParser:
     merge.add_argument("--scores", metavar="FILE", help="JSON file {folder: bits per byte} for --top")
     merge.add_argument("--dtype", choices=["float32", "bfloat16"], help="dtype to write (default: as the last folder)")
 
-    convert = verb("convert", "rewrite a model folder: dtype, FP8 to plain, size of shards, or another format",
-                   "sparseling convert Ling-1T-FP8 --out ling-1t-bf16", convert_verb)
-    convert.add_argument("model", metavar="MODEL", help="model folder, run folder, or hub id")
-    convert.add_argument("--out", required=True, metavar="PATH", help="folder or file to write")
-    convert.add_argument("--to", choices=CONVERT_TO, metavar="FORMAT", help=f"format to write: {', '.join(CONVERT_TO)}")
-    convert.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16", help="dtype to write (default bfloat16)")
-    convert.add_argument("--shard-gb", type=above_zero, default=10.0, help="largest shard in GiB (default 10)")
+    convert = verb("convert", "rewrite a model: weights packed for the native engine, GGUF, another dtype, FP8 to plain, size of shards",
+                   "sparseling convert runs/laptop --to int4 --out laptop-int4", convert_verb)
+    add_convert_options(convert)
 
     chat = verb("chat", "talk to a model in the terminal", "sparseling chat runs/laptop --think", chat_verb)
     chat.add_argument("model", metavar="MODEL", help="run folder, model folder, or hub id")
@@ -119,6 +116,8 @@ def build_parser() -> argparse.ArgumentParser:
     chat.add_argument("--repetition-penalty", type=float, default=1.05, help="above 1 discourages repetition (default 1.05)")
     chat.add_argument("--seed", type=int, default=0, help="same seed, same answer (default 0)")
     chat.add_argument("--max-new-tokens", type=int, default=512, help="longest answer in tokens (default 512)")
+    chat.add_argument("--weights", choices=["fp32", "bf16", "int8", "int4"],
+                      help="pack the weights so for the native engine (default: fp32 for small models, else as stored)")
     chat.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="CPU threads (default: all)")
 
     evaluate = verb("eval", "exact-match accuracy on held-out problems, both thinking modes",
@@ -236,32 +235,6 @@ def merge_verb(options: argparse.Namespace) -> None:
     print(f"wrote {options.out}")
 
 
-def convert_to_gguf(options: argparse.Namespace) -> None:
-    from .checkpoint.gguf import export_folder
-    from .info import model_folder
-
-    export_folder(model_folder(options.model), options.out, options.to.removeprefix("gguf-"))
-    print(f"wrote {options.out}")
-
-
-CONVERT_TO: dict[str, Callable[[argparse.Namespace], None]] = {
-    f"gguf-{kind}": convert_to_gguf for kind in ("f32", "f16", "bf16", "q8_0", "q4_0")
-}
-
-
-def convert_verb(options: argparse.Namespace) -> None:
-    import torch
-
-    from .checkpoint.convert import convert_folder
-    from .info import model_folder
-
-    if options.to is not None:
-        CONVERT_TO[options.to](options)
-        return
-    convert_folder(model_folder(options.model), options.out, getattr(torch, options.dtype), max_shard_bytes=int(options.shard_gb * 2**30))
-    print(f"wrote {options.out}")
-
-
 def chat_verb(options: argparse.Namespace) -> int:
     import torch
 
@@ -273,7 +246,7 @@ def chat_verb(options: argparse.Namespace) -> int:
                         repetition_penalty=options.repetition_penalty, seed=options.seed)
     torch.set_num_threads(options.threads)
     return chat(model_folder(options.model), thinking=options.think, sampling=sampling, system=options.system, prompt=options.prompt,
-                max_new_tokens=options.max_new_tokens)
+                max_new_tokens=options.max_new_tokens, weights=options.weights)
 
 
 def eval_verb(options: argparse.Namespace) -> None:

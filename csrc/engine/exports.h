@@ -100,13 +100,17 @@ EXPORT void sparseling_engine_guess(Engine* engine, i64 n, const i64* tokens, co
   if (*done) with_cache(*engine, [&](const auto& cache) { engine->guesser.run(engine->model, cache, ask, rooms, drafts, guesses); });
 }
 
-// rows [true rows][true columns] of fp32 (0) or bf16 (1) into blocks, threads sharing them; `scales` only for int8 and int4.
-EXPORT void sparseling_engine_pack(i64 threads, i64 kind, i64 true_rows, i64 true_columns, i64 rows, i64 columns, i64 source_kind, const void* source, void* data,
+// rows [rows][true columns] of fp32 (0) or bf16 (1) into every `step`th block from `data` and `scales` on, threads sharing them; `scales` only for int8
+// and int4. A step of 2 leaves room for the blocks of another matrix in between.
+EXPORT void sparseling_engine_pack(i64 threads, i64 kind, i64 rows, i64 true_columns, i64 columns, i64 step, i64 source_kind, const void* source, void* data,
                                    void* scales) {
+  const i64 bytes = Matrix::bytes_of_block((Kind)kind, columns), scales_of_block = columns / GROUP * BLOCK;
 #pragma omp parallel for num_threads(threads) schedule(static)
-  for (i64 block = 0; block < rows / BLOCK; block++) {
-    const auto read = [&](i64 r, i64 c) { return source_kind == 1 ? to_float(((const bf16*)source)[r * true_columns + c]) : ((const float*)source)[r * true_columns + c]; };
-    pack_block((Kind)kind, block, true_rows, true_columns, columns, read, (uint8_t*)data, (uint16_t*)scales);
+  for (i64 block = 0; block < (rows + BLOCK - 1) / BLOCK; block++) {
+    uint8_t* const to = (uint8_t*)data + block * step * bytes;
+    uint16_t* const to_scales = (uint16_t*)scales + block * step * scales_of_block;
+    if (source_kind == 1) pack_block((Kind)kind, (const bf16*)source, block * BLOCK, rows, true_columns, columns, to, to_scales);
+    else pack_block((Kind)kind, (const float*)source, block * BLOCK, rows, true_columns, columns, to, to_scales);
   }
 }
 

@@ -5,71 +5,118 @@
 
 #include "matrix.h"
 
-static inline uint16_t to_half(float f) { return _cvtss_sh(f, _MM_FROUND_TO_NEAREST_INT); }
 static inline float from_half(uint16_t h) { return _cvtsh_ss(h); }
+static inline float to_float(float x) { return x; }
 
-// The nearest whole number of a 4-bit grid.
-static inline float on_grid(float x) { return std::min(7.0f, std::max(-8.0f, std::nearbyint(x))); }
+// 32-bit lanes as numbers, for shifts and sums of bits.
+using words = u32 __attribute__((vector_size(4 * VL)));
+static inline words bits_of(vec v) { return (words)as_lanes(v); }
+static inline words whole_of(vec v) { return (words)to_int(v); }
+static inline void store_words(void* p, words w) { store_lanes(p, (lanes)w); }
+#if defined(__AVX512F__)
+static inline void store_half(uint16_t* p, vec v) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
+#else
+static inline void store_half(uint16_t* p, vec v) { _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
+#endif
 
-// The scale of one group of a row: for int8 the largest value becomes 127. For int4 some grids are tried, from one that leaves room above the largest
-// value to one that clips it, each with the scale that then fits best; the one with the least squared error is taken.
-static inline float scale_of_group(const float* x, Kind kind, uint16_t* half) {
-  float top = 0.0f, signed_top = 0.0f;
-  for (int c = 0; c < GROUP; c++)
-    if (std::fabs(x[c]) > top) top = std::fabs(x[c]), signed_top = x[c];
-  if (kind == I8 || top == 0.0f) {
-    *half = to_half(top / 127.0f);
-    return from_half(*half);
+static inline vec as_half(vec v) {
+  uint16_t half[VL];
+  store_half(half, v);
+  return load_half(half);
+}
+
+// The nearest whole number in [low, high]; NaN gives low.
+static inline vec on_grid(vec x, float low, float high) { return vmin(set1(high), vmax(round_to_int(x), set1(low))); }
+
+// x / scale on the grid; 0 for a scale of 0.
+static inline vec quantised(vec x, vec scale, float low, float high) { return scale == zero() ? zero() : on_grid(x / scale, low, high); }
+
+static inline words rounded_to_bf16(vec v) {
+  const words bits = bits_of(v), one = words{} + 1;
+  return (bits & 0x7fffffff) > words{} + 0x7f800000 ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & one)) >> 16;
+}
+
+// A lane is a row of a block, as in matrix.h: x[c] are the values of VL rows in column c of a group.
+using Group = vec[GROUP];
+
+// The scales of one group of VL rows: for int8 the largest value becomes 127. For int4 19 grids are tried, from one that leaves room above the largest
+// value to one that clips it, each with the scale that then fits best; the one with the least squared error is taken. Four at once: their sums do not
+// wait for each other.
+static inline vec scales_of_group(const Group& x, Kind kind) {
+  vec top = zero(), signed_top = zero();
+  for (const vec v : x) {
+    const vec size = vmax(v, zero() - v);
+    signed_top = size > top ? v : signed_top, top = size > top ? size : top;
   }
-  float best = 0.0f, best_error = INFINITY;
-  for (float steps = 6.5f; steps <= 11.0f; steps += 0.25f) {
-    const float inverse = -steps / signed_top;
-    float product = 0.0f, square = 0.0f, error = 0.0f;
-    for (int c = 0; c < GROUP; c++) {
-      const float q = on_grid(x[c] * inverse);
-      product += x[c] * q, square += q * q;
+  if (kind == I8) return as_half(top / set1(127.0f));
+  constexpr int AT_ONCE = 4;
+  vec best = zero(), best_error = set1(INFINITY);
+  for (float first = 6.5f; first <= 11.0f; first += 0.25f * AT_ONCE) {
+    vec inverse[AT_ONCE], scale[AT_ONCE], product[AT_ONCE], square[AT_ONCE], error[AT_ONCE];
+    for (int i = 0; i < AT_ONCE; i++) {
+      inverse[i] = set1(-std::min(first + 0.25f * i, 11.0f)) / signed_top;
+      product[i] = square[i] = error[i] = zero();
     }
-    const float scale = from_half(to_half(product / square));
-    if (scale == 0.0f) continue;
-    for (int c = 0; c < GROUP; c++) {
-      const float left = x[c] - on_grid(x[c] / scale) * scale;
-      error += left * left;
+    for (const vec v : x)
+      for (int i = 0; i < AT_ONCE; i++) {
+        const vec q = on_grid(v * inverse[i], -8.0f, 7.0f);
+        product[i] = fma(v, q, product[i]), square[i] = fma(q, q, square[i]);
+      }
+    for (int i = 0; i < AT_ONCE; i++) scale[i] = as_half(product[i] / square[i]);
+    for (const vec v : x)
+      for (int i = 0; i < AT_ONCE; i++) {
+        const vec left = fnma(on_grid(v / scale[i], -8.0f, 7.0f), scale[i], v);
+        error[i] = fma(left, left, error[i]);
+      }
+    for (int i = 0; i < AT_ONCE; i++) {
+      error[i] = scale[i] == zero() ? set1(INFINITY) : error[i];
+      best = error[i] < best_error ? scale[i] : best, best_error = error[i] < best_error ? error[i] : best_error;
     }
-    if (error < best_error) best = scale, best_error = error;
   }
-  *half = to_half(best);
   return best;
 }
 
-// Rows [16 * block, 16 * block + 16) of a matrix of `rows` true rows and `true_columns`, row r given by read(r, c); the rest is zero.
-template <class Read>
-static void pack_block(Kind kind, i64 block, i64 rows, i64 true_columns, i64 columns, const Read& read, uint8_t* data, uint16_t* scales) {
-  data += block * Matrix::bytes_of_block(kind, columns);
-  for (int r = 0; r < BLOCK; r++) {
-    const i64 row = block * BLOCK + r;
-    const auto value = [&](i64 c) { return row < rows && c < true_columns ? read(row, c) : 0.0f; };
-    for (i64 g = 0; g < columns / GROUP; g++) {
-      float x[GROUP];
-      for (int c = 0; c < GROUP; c++) x[c] = value(g * GROUP + c);
-      if (kind == F32 || kind == BF16) {
-        for (int c = 0; c < GROUP; c++) {
-          const i64 column = g * GROUP + c;
-          if (kind == F32) ((float*)data)[column * BLOCK + r] = x[c];
-          else ((bf16*)data)[column / 2 * 2 * BLOCK + r * 2 + column % 2] = to_bf16(x[c]);
-        }
-        continue;
+// One group of VL rows from `lane` of a block on, as the units of this kind; `units`: the group's first of the block.
+static inline void store_group(const Group& x, Kind kind, int lane, uint8_t* units, uint16_t* scales) {
+  const auto unit = [&](int u, words w) { store_words(units + (u * BLOCK + lane) * 4, w); };
+  if (kind == F32) {
+    for (int c = 0; c < GROUP; c++) unit(c, bits_of(x[c]));
+  } else if (kind == BF16) {
+    for (int u = 0; u < GROUP / 2; u++) unit(u, rounded_to_bf16(x[2 * u]) | rounded_to_bf16(x[2 * u + 1]) << 16);
+  } else {
+    const vec scale = scales_of_group(x, kind);
+    store_half(scales + lane, scale);
+    words q[GROUP];
+    for (int c = 0; c < GROUP; c++) q[c] = kind == I8 ? whole_of(quantised(x[c], scale, -127.0f, 127.0f)) + 128 : whole_of(quantised(x[c], scale, -8.0f, 7.0f)) + 8;
+    if (kind == I4)
+      for (int c = 0; c < GROUP / 2; c++) q[c] |= q[c + GROUP / 2] << 4;
+    for (int u = 0; u < (kind == I8 ? 8 : 4); u++) unit(u, q[4 * u] | q[4 * u + 1] << 8 | q[4 * u + 2] << 16 | q[4 * u + 3] << 24);
+  }
+}
+
+// Rows [row, row + 16) of a matrix [rows][true_columns], filled up with zeros, as a block.
+template <class T>
+static void pack_block(Kind kind, const T* source, i64 row, i64 rows, i64 true_columns, i64 columns, uint8_t* block, uint16_t* scales) {
+  const i64 bytes = Matrix::bytes_of_block(kind, GROUP);
+  for (i64 g = 0; g < columns / GROUP; g++) {
+    float by_row[BLOCK][GROUP] = {};
+    const i64 count = std::min<i64>(GROUP, true_columns - g * GROUP);
+    for (i64 r = 0; r < std::min<i64>(BLOCK, rows - row); r++) {
+      const T* from = source + (row + r) * true_columns + g * GROUP;
+      if (count == GROUP)
+        for (int c = 0; c < GROUP; c++) by_row[r][c] = to_float(from[c]);
+      else
+        for (i64 c = 0; c < count; c++) by_row[r][c] = to_float(from[c]);
+    }
+    for (int lane = 0; lane < BLOCK; lane += VL) {
+      Group x;
+      for (int c = 0; c < GROUP; c += VL) {
+        lanes square[VL];
+        for (int r = 0; r < VL; r++) square[r] = load_lanes(&by_row[lane + r][c]);
+        transpose(square);
+        for (int i = 0; i < VL; i++) x[c + i] = as_vec(square[i]);
       }
-      const float scale = scale_of_group(x, kind, scales + (block * (columns / GROUP) + g) * BLOCK + r);
-      for (int c = 0; c < GROUP; c++) {
-        const float q = scale == 0.0f ? 0.0f : std::nearbyint(x[c] / scale);
-        if (kind == I8) {
-          data[((g * 8 + c / 4) * BLOCK + r) * 4 + c % 4] = (uint8_t)(128 + (int)std::min(127.0f, std::max(-127.0f, q)));
-        } else {
-          uint8_t& byte = data[((g * 4 + c % 16 / 4) * BLOCK + r) * 4 + c % 4];
-          const uint8_t nibble = (uint8_t)(8 + (int)std::min(7.0f, std::max(-8.0f, q)));
-          byte = c < 16 ? (uint8_t)((byte & 0xf0) | nibble) : (uint8_t)((byte & 0x0f) | nibble << 4);
-        }
-      }
+      store_group(x, kind, lane, block + g * bytes, scales + g * BLOCK);
     }
   }
 }

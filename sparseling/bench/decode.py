@@ -25,6 +25,7 @@ from ..model.transformer import LingForCausalLM
 from ..progress import Bar, bar
 from ..run.engine import PAGE, Engine
 from ..run.packed import Kind
+from ..run.source import source_of_model
 from .bandwidth import Reader, weight_bytes
 from .llama import LlamaPeer
 
@@ -144,7 +145,7 @@ def bench_generation(shape: str, kinds: Sequence[Kind], task: Task, threads: int
         for kind in kinds:
             line.note(kind)
             with opened_peer(model, kind, Path(folder), threads, llama_python) if peer else nullcontext() as llama:
-                ours = Ours(Engine(model, kind, task.batch * pages_of(task), threads), task)
+                ours = Ours(Engine(source_of_model(model, kind), task.batch * pages_of(task), threads), task)
                 read, speeds = in_turn(ours, llama, repetitions, reader, line)
                 rows[kind] = row(ours, speeds, statistics.median(read))
                 bandwidth += read
@@ -158,7 +159,7 @@ def opened_peer(model: LingForCausalLM, kind: Kind, folder: Path, threads: int, 
     from ..checkpoint.gguf import export_model
 
     file, name = folder / "model.gguf", GGUF_TYPES[kind]
-    export_model(model, file, name, ends=name)
+    export_model(model, file, name, ends=name.upper())
     with LlamaPeer(file, threads, python) as llama:
         yield llama
     file.unlink()

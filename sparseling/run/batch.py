@@ -14,7 +14,7 @@ from .job import Job, RoutingRows
 
 
 @dataclass(eq=False)
-class Part:
+class Portion:
     """`count` tokens of a job from position `start` on, in the rows from `row` on; the last `drafts` are guesses, of which `accepted`
     turned out right. `logits`: the row of its first logits; a part that does not reach the end of its job's text has none."""
 
@@ -43,7 +43,7 @@ class Batch:
     wanted: Tensor
 
 
-def batch_of(parts: Sequence[Part]) -> Batch:
+def batch_of(parts: Sequence[Portion]) -> Batch:
     """Lay the parts out one after the other; they learn their places."""
     tokens: list[int] = []
     positions: list[int] = []
@@ -66,14 +66,14 @@ def batch_of(parts: Sequence[Part]) -> Batch:
                  torch.tensor(wanted, dtype=torch.int64))
 
 
-def add_hidden(part: Part, out: StepOutput) -> None:
+def add_hidden(part: Portion, out: StepOutput) -> None:
     """Add the hidden states of an embedding's part to its sum: one by one, for the sum must not depend on how the prompt was cut."""
     if part.job.hidden_sum is not None and out.hidden is not None:
         for hidden in out.hidden[part.row:part.row + part.count].numpy():
             part.job.hidden_sum += hidden
 
 
-def routing_rows(part: Part, out: StepOutput) -> RoutingRows | None:
+def routing_rows(part: Portion, out: StepOutput) -> RoutingRows | None:
     """The routing, not yet reported, of what the job has computed by now; None for nothing or a job that does not show it."""
     job = part.job
     first = max(job.routed, part.start)
@@ -85,7 +85,7 @@ def routing_rows(part: Part, out: StepOutput) -> RoutingRows | None:
                                 for values in (out.expert_ids, out.expert_weights, out.expert_scores) if values is not None))
 
 
-def expert_counts(parts: Sequence[Part], out: StepOutput, experts: int) -> tuple[np.ndarray, int]:
+def expert_counts(parts: Sequence[Portion], out: StepOutput, experts: int) -> tuple[np.ndarray, int]:
     """How often each expert was used [layers, experts] by the tokens that stay, and how many these are."""
     assert out.expert_ids is not None
     ids = out.expert_ids.numpy()

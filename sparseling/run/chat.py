@@ -15,11 +15,12 @@ from ..align.chat import Message, parse_response
 from ..align.conversations import prompt_ids
 from ..data.tokenizer import StreamDecoder, Tokenizer
 from ..errors import UserError, nearest
-from ..model.transformer import LingForCausalLM
 from .generate import PrefixCache, stream
-from .load import load, stop_ids_of
+from .load import stop_ids_of
+from .open import Ready, ready
+from .packed import Kind
 from .sampler import Sampling
-from .scheduler import Scheduler, scheduler_for, stream_job
+from .scheduler import Scheduler, stream_job
 from .terminal import Terminal, write
 from .thinking import ThinkingSplitter
 
@@ -35,10 +36,10 @@ FORGOTTEN = "stopped before an answer; the question is forgotten"
 
 @dataclass
 class Chat:
-    """A chat that is going on, on the native engine (`scheduler`) or, where that cannot run the model, in PyTorch. `messages` are the turns
-    so far; `prefix` spares computing them again in PyTorch; `turn` varies the draws."""
+    """A chat that is going on. `messages` are the turns so far; `scheduler` runs the native engine; without it the model runs in PyTorch,
+    where `prefix` spares computing the turns again; `turn` varies the draws."""
 
-    model: LingForCausalLM
+    ready: Ready
     tokenizer: Tokenizer
     sampling: Sampling
     max_new_tokens: int
@@ -53,11 +54,12 @@ class Chat:
 def chat(
     model: str | Path, thinking: bool = False, sampling: Sampling | None = None, system: str = "", prompt: str | None = None,
     max_new_tokens: int = 512, input_stream: TextIO | None = None, out: TextIO | None = None, err: TextIO | None = None,
+    weights: Kind | None = None,
 ) -> int:
-    """Talk to the model of a folder or hub id; returns the exit code 0.
+    """Talk to the model of a folder or hub id, with `weights` of some kind on the native engine; returns the exit code 0.
 
     With `prompt`: its answer alone on `out`, then the end. Else from a terminal with commands (`/help`), or from any other input one
-    message a line. Notes, and tokens/s after each answer, go to `err`. Raises `UserError` as `load` does, and outside a terminal for a
+    message a line. Notes, and tokens/s after each answer, go to `err`. Raises `UserError` as `ready` does, and outside a terminal for a
     chat that does not fit the context.
     """
     source = sys.stdin if input_stream is None else input_stream
@@ -65,8 +67,8 @@ def chat(
     terminal = Terminal(out, err, interactive=prompt is None and source.isatty() and out.isatty())
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens: {max_new_tokens} leaves no room for an answer; give 1 or more")
-    loaded, tokenizer = load(model)
-    state = Chat(loaded, tokenizer, sampling or Sampling(), max_new_tokens, thinking, system, scheduler=scheduler_for(loaded))
+    loaded = ready(model, weights)
+    state = Chat(loaded, loaded.tokenizer, sampling or Sampling(), max_new_tokens, thinking, system, scheduler=loaded.scheduler)
     if prompt is not None:
         answer(state, prompt, terminal)
         return 0
@@ -149,7 +151,7 @@ def answer(state: Chat, text: str, terminal: Terminal) -> None:
     question = Message("user", text)
     system = [Message("system", state.system)] if state.system else []
     prompt = prompt_ids([*system, *state.messages, question], state.tokenizer, state.thinking)
-    limit = state.model.config.max_position_embeddings
+    limit = state.ready.config.max_position_embeddings
     if len(prompt) >= limit:
         raise UserError(f"chat: its {len(prompt)} tokens leave no room in the model's context of {limit}; shorten the message, or start "
                         "anew with /reset")
@@ -198,7 +200,8 @@ def coming_tokens(state: Chat, prompt: list[int]) -> Generator[int, None, None]:
     stop_ids = stop_ids_of(state.tokenizer)
     if state.scheduler is not None:
         return stream_job(state.scheduler, prompt, state.max_new_tokens, state.sampling, stop_ids, state.turn)
-    return stream(state.model, prompt, state.max_new_tokens, state.sampling, stop_ids, state.prefix, state.turn)
+    assert state.ready.model is not None
+    return stream(state.ready.model, prompt, state.max_new_tokens, state.sampling, stop_ids, state.prefix, state.turn)
 
 
 def rate(tokens: int, times: list[float]) -> str:

@@ -1,11 +1,12 @@
 """The native engine: one call computes a step of the whole model for many sequences, their keys and values in pages.
 
-    engine = Engine(model, "int8", pages=1024)
+    engine = Engine(source_of_model(model, "int8"), pages=1024)       # or open_engine(folder), open.py
     out = engine.step(tokens, positions, sequences, tables, wanted)
 """
 
 from __future__ import annotations
 
+import math
 import time
 import weakref
 from dataclasses import dataclass
@@ -16,10 +17,10 @@ from torch import Tensor
 from ..config import ModelConfig
 from ..errors import UserError
 from ..kernels.library import call, load_library
-from ..model.mlp import DenseMLP, MoE
 from ..model.rotary import rotary_table
-from ..model.transformer import DecoderLayer, LingForCausalLM, MTPLayer
-from .packed import BLOCK_ROWS, CODES, GROUP_COLUMNS, Kind, Packed, interleave, pack, round_up
+from .packed import BLOCK_ROWS, CODES, GROUP_COLUMNS, Kind, Packed, large_pages, round_up
+from .parts import MATRICES, OUTER_MATRICES, OUTER_VECTORS, VECTORS, Part
+from .source import Source
 from .threads import ThreadChoice
 
 PAGE = 16  # positions of a page
@@ -53,92 +54,62 @@ def why_not(config: ModelConfig) -> str | None:
 
 
 class Engine:
-    """A model packed for the native step, with `pages` pages of 16 positions for keys and values.
+    """A model ready for the native step, with `pages` pages of 16 positions for keys and values. `ahead`: 1 when the source has an MTP layer
+    (of several the first is used), which guesses tokens (speculate.py).
 
-    Weights in `kind`; embedding, norms, router and its bias stay as exact as they are. The model itself is not needed afterwards. Not
-    to be stepped by two threads at once.
+    Not to be stepped by two threads at once.
     """
 
-    def __init__(self, model: LingForCausalLM, kind: Kind, pages: int, threads: int | None = None,
-                 max_positions: int | None = None) -> None:
+    def __init__(self, source: Source, pages: int, threads: int | None = None, max_positions: int | None = None) -> None:
         """Raises `UserError` for a model that the engine cannot take."""
-        config = model.config
+        config = source.config
         if (reason := why_not(config)) is not None:
             raise UserError(f"the native engine cannot run this model: {reason}; run it on PyTorch operations")
-        self.config, self.kind, self.pages = config, kind, pages
-        self.ahead = min(1, config.num_nextn_predict_layers)  # MTP layers that the engine has: deeper ones stay unused
-        self.moe_layers = sum(not config.is_dense(layer) for layer in range(config.num_hidden_layers))
+        self.config, self.kind, self.pages = config, source.kind, pages
         self.max_positions = max_positions or config.max_position_embeddings
+        self.ahead = min(1, config.num_nextn_predict_layers)
+        self.moe_layers = sum(not config.is_dense(layer) for layer in range(config.num_hidden_layers))
         self.kept: list[Tensor] = []  # everything that the C++ points to
         self.expert_biases: list[Tensor] = []  # [experts] fp32 of every MoE layer of the decoder, in order
         self.weight_bytes = 0
         self.threads_used = threads or torch.get_num_threads()
         self.thread_choice = ThreadChoice(self.threads_used)
-        self.handle = created(config, self.threads_used, kind)
+        self.handle = created(config, self.threads_used, self.kind)
         self.finalizer = weakref.finalize(self, call, "engine_destroy", self.handle)
-        cache_dtype = torch.float32 if kind == "fp32" else torch.bfloat16
+        cache_dtype = torch.float32 if self.kind == "fp32" else torch.bfloat16
         shape = (config.num_hidden_layers + self.ahead, pages, config.num_key_value_heads, config.head_dim * PAGE)
-        self.keys, self.values = (torch.zeros(shape, dtype=cache_dtype) for _ in range(2))
+        self.keys, self.values = (zeros(shape, cache_dtype) for _ in range(2))
         call("engine_set_cache", self.handle, pages, self.keys, self.values)
-        with torch.no_grad():
-            self.load(model)
+        rotary = rotary_table(config, torch.arange(self.max_positions)[None], torch.float32)
+        self.set_part("cosine", rotary.cos[0, :, :config.rotary_dim // 2])
+        self.set_part("sine", rotary.sin[0, :, :config.rotary_dim // 2])
+        for name, part in source.parts:
+            self.set_part(name, part)
 
-    def load(self, model: LingForCausalLM) -> None:
-        """Pack all weights, layer by layer."""
-        embedding = model.model.word_embeddings.weight.detach()
-        embedding = self.keep(embedding if embedding.dtype in (torch.float32, torch.bfloat16) else embedding.float())
-        call("engine_set_embedding", self.handle, int(embedding.dtype == torch.bfloat16), embedding)
-        self.matrix(-1, 0, pack(model.lm_head.weight, self.kind))
-        rotary = rotary_table(self.config, torch.arange(self.max_positions)[None], torch.float32)
-        half = self.config.rotary_dim // 2
-        vectors: list[Tensor | None] = [model.model.norm.weight, rotary.cos[0, :, :half], rotary.sin[0, :, :half]]
-        for number in range(self.config.num_hidden_layers + self.ahead):
-            layer = model.model.layers[number]
-            assert isinstance(layer, DecoderLayer)
-            self.load_layer(number, layer)
-            if isinstance(layer, MTPLayer):
-                self.matrix(-1, 1, pack(layer.eh_proj.weight, self.kind))
-                vectors += [layer.enorm.weight, layer.hnorm.weight, layer.final_layernorm.weight]
-        self.vectors(-1, vectors)
-
-    def load_layer(self, number: int, layer: DecoderLayer) -> None:
-        attention, mlp = layer.attention, layer.mlp
-        matrices: list[tuple[Tensor, Kind] | None] = [(attention.query_key_value.weight, self.kind), (attention.dense.weight, self.kind)]
-        bias = None
-        if isinstance(mlp, MoE):
-            experts, hidden = mlp.experts, self.config.hidden_size
-            gate, up = experts.gate_up_proj.detach().chunk(2, dim=1)
-            matrices += [(mlp.gate.weight.float(), "fp32"), (interleave(gate, up).view(-1, hidden), self.kind),
-                         (experts.down_proj.reshape(-1, experts.down_proj.shape[2]), self.kind)]
-            shared, bias = mlp.shared_experts, mlp.gate.expert_bias
-            if number < self.config.num_hidden_layers:
-                self.expert_biases.append(bias.detach().float().clone())
-            matrices += [] if shared is None else self.swiglu(shared)
+    def set_part(self, name: str, part: Part) -> None:
+        """Give the C++ a part by its name (parts.py). Between steps a part may be set again, to the same numbers in another place."""
+        owner, _, rest = name.partition(".")
+        number, slot = (int(rest.split(".")[0]), rest.split(".")[1]) if rest else (-1, name)
+        if owner == "mtp":
+            if number >= self.ahead:
+                return
+            number += self.config.num_hidden_layers
+        if slot in OUTER_MATRICES or slot in OUTER_VECTORS:
+            number = -1
+        if isinstance(part, Packed):
+            self.weight_bytes += part.bytes
+            place, size = (OUTER_MATRICES if number < 0 else MATRICES).index(slot), part.padded
+            call("engine_set_matrix", self.handle, number, place, CODES[part.kind], *size, self.keep(part.data), self.keep(part.scales))
+        elif name == "embedding":
+            call("engine_set_embedding", self.handle, int(part.dtype == torch.bfloat16), self.keep(part))
         else:
-            assert isinstance(mlp, DenseMLP)
-            matrices += [None, *self.swiglu(mlp)]
-        for slot, entry in enumerate(matrices):
-            if entry is not None:
-                self.matrix(number, slot, pack(*entry))
-        heads = (attention.query_layernorm.weight, attention.key_layernorm.weight) if attention.use_qk_norm else (None, None)
-        self.vectors(number, [layer.input_layernorm.weight, layer.post_attention_layernorm.weight, *heads, bias,
-                              attention.query_key_value.bias, attention.dense.bias])
-
-    def swiglu(self, mlp: DenseMLP) -> list[tuple[Tensor, Kind] | None]:
-        return [(interleave(mlp.gate_proj.weight, mlp.up_proj.weight), self.kind), (mlp.down_proj.weight, self.kind)]
+            if slot == "expert_bias" and owner == "layers" and len(self.expert_biases) < self.moe_layers:
+                self.expert_biases.append(part)
+            call("engine_set_vector", self.handle, number, (OUTER_VECTORS if number < 0 else VECTORS).index(slot), self.keep(part))
 
     def keep(self, tensor: Tensor) -> Tensor:
         self.kept.append(tensor.contiguous())
         return self.kept[-1]
-
-    def matrix(self, layer: int, slot: int, packed: Packed) -> None:
-        self.weight_bytes += packed.bytes
-        data, scales = self.keep(packed.data), self.keep(packed.scales)
-        call("engine_set_matrix", self.handle, layer, slot, CODES[packed.kind], *packed.padded, data, scales)
-
-    def vectors(self, layer: int, vectors: list[Tensor | None]) -> None:
-        for slot, vector in enumerate(vectors):
-            call("engine_set_vector", self.handle, layer, slot, None if vector is None else self.keep(vector.detach().float()))
 
     def step(self, tokens: Tensor, positions: Tensor, sequences: Tensor, tables: Tensor, wanted: Tensor, hidden: bool = False,
              routing: bool = False, scores: bool = False) -> StepOutput:
@@ -210,3 +181,8 @@ def created(config: ModelConfig, threads: int, kind: Kind) -> int:
     scale = config.routed_scaling_factor
     call("engine_create", sizes, float(config.rms_norm_eps), float(scale), threads, int(kind != "fp32"), made)
     return int(made)
+
+
+def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros; what is not used of many takes no memory."""
+    return large_pages(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)

@@ -14,13 +14,14 @@ import torch
 
 from ..errors import UserError
 from ..model.transformer import LingForCausalLM
-from .batch import Part, add_hidden, batch_of, expert_counts, routing_rows
+from .batch import Portion, add_hidden, batch_of, expert_counts, routing_rows
 from .draw import Drawn, draw_tokens
 from .engine import PAGE, Engine, StepOutput, why_not
 from .job import Constraint, FinishReason, Job, Progress, RoutingOf, RoutingRows
 from .packed import Kind
 from .pages import PagePool, key_after
 from .sampler import GREEDY, Sampling
+from .source import source_of_model
 from .speculate import Speculator
 
 
@@ -108,7 +109,7 @@ class Scheduler:
             self.speculator.learn(parts, sum(entry.token is not None for entry in progress), plain_seconds, time.perf_counter() - start)
         return progress
 
-    def read(self, parts: list[Part], out: StepOutput) -> list[Progress]:
+    def read(self, parts: list[Portion], out: StepOutput) -> list[Progress]:
         """Draw the next tokens from a step's logits: one for every part that answers, and one more after each guess that was right."""
         progress: list[Progress] = []
         drawing = [part for part in parts if part.answers]
@@ -153,7 +154,7 @@ class Scheduler:
             job.speculates = self.speculator is not None and job.hidden_sum is None and self.speculator.accepts(len(self.running) + 1)
             self.running.append(job)
 
-    def choose(self) -> list[Part]:
+    def choose(self) -> list[Portion]:
         """Which jobs compute how many tokens now; pages are there for all of them."""
         parts, budget = [], self.prefill_tokens
         guesses_now = self.speculator is not None and self.speculator.guesses_now(len(self.running))
@@ -164,7 +165,7 @@ class Scheduler:
             count = left if left == 1 else min(left, budget)
             if count and self.make_room(job, job.computed + count):
                 drafts = self.checked_drafts(job) if left == 1 and guesses_now else 0
-                parts.append(Part(job, count + drafts, drafts))
+                parts.append(Portion(job, count + drafts, drafts))
                 budget -= count if left > 1 else 0
         return [part for part in parts if part.job.pages]
 
@@ -252,7 +253,7 @@ def scheduler_for(model: LingForCausalLM) -> Scheduler | None:
     if weight.is_cuda or weight.dtype not in (torch.float32, torch.bfloat16) or why_not(model.config) is not None:
         return None
     kind: Kind = "fp32" if weight.dtype == torch.float32 else "bf16"
-    return Scheduler(Engine(model, kind, pages_for(model.config.max_position_embeddings) + 1))
+    return Scheduler(Engine(source_of_model(model, kind), pages_for(model.config.max_position_embeddings) + 1))
 
 
 def stream_job(scheduler: Scheduler, prompt: Sequence[int], max_new_tokens: int, sampling: Sampling, stop_ids: Collection[int],

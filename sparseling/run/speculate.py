@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .batch import Part
+from .batch import Portion
 from .engine import PAGE, Engine
 from .job import Job
 from .packed import BLOCK_ROWS, round_up
@@ -116,7 +116,7 @@ class Speculator:
         cost.steps += 1
         return self.always or cost.steps % PROBE_EVERY != 0
 
-    def learn(self, parts: Sequence[Part], tokens: int, plain_seconds: float, seconds: float) -> None:
+    def learn(self, parts: Sequence[Portion], tokens: int, plain_seconds: float, seconds: float) -> None:
         """Note what a step cost that gave so many tokens: `plain_seconds` without the guessing for the next one."""
         for part in parts:
             self.proposed[:part.drafts] += 1
@@ -133,7 +133,7 @@ class Speculator:
             for part in parts:  # its keys and values end here: there is no way back for these
                 part.job.speculates = False
 
-    def propose(self, parts: Sequence[Part], hidden: Tensor, tables: Tensor) -> None:
+    def propose(self, parts: Sequence[Portion], hidden: Tensor, tables: Tensor) -> None:
         """Take the MTP layer over what a step computed, and guess for the jobs that go on. `hidden` [rows, hidden] and `tables` are
         those of the step."""
         rows: list[int] = []

@@ -13,7 +13,8 @@ from sparseling.errors import UserError
 from sparseling.kernels.library import VARIANTS
 from sparseling.model.transformer import LingForCausalLM, initialize
 from sparseling.run.engine import PAGE, Engine, StepOutput
-from sparseling.run.packed import Kind, interleave, pack, unpack
+from sparseling.run.packed import Kind, empty_packed, pack, pack_into, unpack
+from sparseling.run.source import source_of_model
 
 from ..kernels.conftest import built_variant
 
@@ -69,7 +70,7 @@ def relative_error(got: Tensor, want: Tensor) -> float:
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 129, 300])
 def test_fp32_logits_equal_the_models(length: int) -> None:
     model, ids = model_of(), random_ids(length)
-    assert relative_error(run(Engine(model, "fp32", 40), ids, [length]).logits, logits_of(model, ids)) < 2e-5
+    assert relative_error(run(Engine(source_of_model(model, "fp32"), 40), ids, [length]).logits, logits_of(model, ids)) < 2e-5
 
 
 @pytest.mark.parametrize("changes", [
@@ -80,7 +81,7 @@ def test_fp32_logits_equal_the_models(length: int) -> None:
 ])
 def test_every_option_of_the_config_is_computed(changes: dict[str, object]) -> None:
     model, ids = model_of(SMALL.replace(**changes)), random_ids(40) % int(str(changes.get("vocab_size", 300)))
-    assert relative_error(run(Engine(model, "fp32", 3), ids, [33, 7]).logits, logits_of(model, ids)[33:]) < 2e-5
+    assert relative_error(run(Engine(source_of_model(model, "fp32"), 3), ids, [33, 7]).logits, logits_of(model, ids)[33:]) < 2e-5
 
 
 def dequantised(model: LingForCausalLM, kind: Kind) -> LingForCausalLM:
@@ -98,7 +99,7 @@ def dequantised(model: LingForCausalLM, kind: Kind) -> LingForCausalLM:
 def test_narrow_weights_differ_from_their_own_values_by_rounded_activations_only(kind: Kind, error: float) -> None:
     plain = SMALL.replace(num_experts=4, num_experts_per_tok=4, n_group=1, topk_group=1)  # no choice that rounding could change
     ids = random_ids(70)
-    got = run(Engine(model_of(plain), kind, 8), ids, [70]).logits
+    got = run(Engine(source_of_model(model_of(plain), kind), 8), ids, [70]).logits
     assert relative_error(got, logits_of(dequantised(model_of(plain), kind), ids)) < error
 
 
@@ -106,10 +107,10 @@ def test_narrow_weights_differ_from_their_own_values_by_rounded_activations_only
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_the_same_bits_in_chunks_of_any_size_and_with_any_company(kind: Kind, threads: int) -> None:
     model, ids = model_of(), random_ids(150)
-    alone = run(Engine(model, kind, 40, threads), ids, [150], routing=True)
+    alone = run(Engine(source_of_model(model, kind), 40, threads), ids, [150], routing=True)
     for chunks in ([149, 1], [1] * 150, [7, 64, 79]):
-        assert torch.equal(run(Engine(model, kind, 40, threads), ids, chunks).logits, alone.logits[-chunks[-1]:])
-    engine, others = Engine(model, kind, 40, threads), [random_ids(n, seed=n) for n in (5, 90, 33)]
+        assert torch.equal(run(Engine(source_of_model(model, kind), 40, threads), ids, chunks).logits, alone.logits[-chunks[-1]:])
+    engine, others = Engine(source_of_model(model, kind), 40, threads), [random_ids(n, seed=n) for n in (5, 90, 33)]
     sequences = [others[0], others[1], ids, others[2]]
     tables, free = torch.zeros(4, 10, dtype=torch.int32), torch.randperm(40, generator=torch.Generator().manual_seed(1)).int()
     for s, sequence in enumerate(sequences):
@@ -126,13 +127,13 @@ def test_the_same_bits_in_chunks_of_any_size_and_with_any_company(kind: Kind, th
 
 def test_threads_change_no_bit() -> None:
     model, ids = model_of(), random_ids(50)
-    one = run(Engine(model, "int4", 4, 1), ids, [50]).logits
-    assert all(torch.equal(run(Engine(model, "int4", 4, threads), ids, [50]).logits, one) for threads in (2, 3))
+    one = run(Engine(source_of_model(model, "int4"), 4, 1), ids, [50]).logits
+    assert all(torch.equal(run(Engine(source_of_model(model, "int4"), 4, threads), ids, [50]).logits, one) for threads in (2, 3))
 
 
 def test_routing_and_hidden_states_are_the_models() -> None:
     model, ids = model_of(), random_ids(60)
-    out = run(Engine(model, "fp32", 4), ids, [60], routing=True, scores=True, hidden=True)
+    out = run(Engine(source_of_model(model, "fp32"), 4), ids, [60], routing=True, scores=True, hidden=True)
     with torch.no_grad():
         want = model(ids[None])
     assert out.hidden is not None and relative_error(out.hidden, want.hidden_states[0]) < 2e-5
@@ -168,12 +169,42 @@ def test_int4_chooses_a_better_grid_than_that_of_the_largest_value() -> None:
 
 def test_gate_and_up_rows_take_turns_by_sixteen() -> None:
     gate, up = torch.arange(32.0)[:, None].expand(32, 3), 100 + torch.arange(32.0)[:, None].expand(32, 3)
-    assert interleave(gate, up)[:, 0].tolist() == [*range(16), *range(100, 116), *range(16, 32), *range(116, 132)]
+    both = empty_packed("fp32", 64, 3)
+    pack_into(both, gate, 0, step=2)
+    pack_into(both, up, 1, step=2)
+    assert unpack(both)[:, 0].tolist() == [*range(16), *range(100, 116), *range(16, 32), *range(116, 132)]
+    for weight, block in ((gate, 4), (gate, 3), (torch.zeros(16, 4), 0)):
+        with pytest.raises(ValueError, match="does not fit"):
+            pack_into(both, weight, block, step=2)
+
+
+def grid_search(group: list[float]) -> float:
+    """The least squared error of a group of 32 numbers on the grids that int4 tries, in plain float64 but for the scale's fp16."""
+    top = max(group, key=abs)
+    least = sum(x * x for x in group)
+    for quarter in range(26, 45) if top else ():
+        whole = [min(7, max(-8, round(x * -quarter / 4 / top))) for x in group]
+        scale = float(torch.tensor(sum(x * q for x, q in zip(group, whole, strict=True)) / sum(q * q for q in whole)).half())
+        if scale:
+            least = min(least, sum((x - scale * min(7, max(-8, round(x / scale))))**2 for x in group))
+    return least
+
+
+def test_int4_is_never_worse_than_the_grid_search_that_defines_it() -> None:
+    g = torch.Generator().manual_seed(8)
+    weight = torch.randn(48, 64, generator=g) * torch.logspace(-6, 4, 48)[:, None]
+    weight[7] = 0
+    weight[9] = torch.randint(-3, 3, (64,), generator=g).float()
+    weight[11, 1:32] *= 1e-4
+    errors = ((unpack(pack(weight, "int4")) - weight)**2).view(48, 2, 32).sum(-1)
+    for row in range(48):
+        for number, group in enumerate(weight[row].view(2, 32).tolist()):
+            assert errors[row, number] <= grid_search(group) * (1 + 1e-5), (row, number)
 
 
 @pytest.mark.parametrize("wrong", ["token", "negative token", "position", "page", "sequence", "table", "wanted"])
 def test_what_lies_outside_is_refused(wrong: str) -> None:
-    engine = Engine(model_of(), "bf16", 2)
+    engine = Engine(source_of_model(model_of(), "bf16"), 2)
     table = torch.tensor([[0, 1]], dtype=torch.int32)
     numbers = {"tokens": 3, "positions": 20, "sequences": 0, "wanted": 0}
     arguments = {name: torch.tensor([value]) for name, value in numbers.items()} | {"tables": table}
@@ -192,4 +223,4 @@ def test_what_lies_outside_is_refused(wrong: str) -> None:
 def test_a_shape_that_the_engine_cannot_take_is_said() -> None:
     config = preset("pico")
     with pytest.raises(UserError, match=r"the native engine cannot run this model: head_dim 8 is not a multiple of 32"):
-        Engine(initialize(LingForCausalLM(config), 0), "bf16", 4)
+        Engine(source_of_model(initialize(LingForCausalLM(config), 0), "bf16"), 4)

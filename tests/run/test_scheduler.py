@@ -13,6 +13,7 @@ from sparseling.run.engine import Engine, why_not
 from sparseling.run.generate import generate
 from sparseling.run.sampler import GREEDY, Sampling
 from sparseling.run.scheduler import Job, Scheduler
+from sparseling.run.source import source_of_model
 
 SMALL = preset("nano").replace(
     vocab_size=200, hidden_size=64, num_hidden_layers=2, intermediate_size=96, num_experts=16, num_experts_per_tok=3, n_group=4,
@@ -41,7 +42,7 @@ def finish(scheduler: Scheduler) -> None:
 
 def answers(model: LingForCausalLM, prompts: list[list[int]], sampling: Sampling, pages: int = 400, stop: tuple[int, ...] = (),
             **options: int) -> list[list[int]]:
-    scheduler = Scheduler(Engine(model, "fp32", pages, 1), **options)
+    scheduler = Scheduler(Engine(source_of_model(model, "fp32"), pages, 1), **options)
     jobs = [scheduler.submit(prompt, 30, sampling, stop, n) for n, prompt in enumerate(prompts)]
     finish(scheduler)
     assert scheduler.pool.available == pages
@@ -71,7 +72,7 @@ def test_a_stop_token_ends_an_answer_and_does_not_stand_in_it(model: LingForCaus
 
 
 def test_a_known_beginning_is_not_computed_again_and_changes_no_token(model: LingForCausalLM) -> None:
-    scheduler = Scheduler(Engine(model, "fp32", 100, 1))
+    scheduler = Scheduler(Engine(source_of_model(model, "fp32"), 100, 1))
     shared = prompts_of(1, seed=5)[0] * 3 + list(range(60))
     first = scheduler.submit([*shared, 1], 20)
     finish(scheduler)
@@ -86,7 +87,7 @@ def test_a_known_beginning_is_not_computed_again_and_changes_no_token(model: Lin
 def test_jobs_that_come_and_are_cancelled_at_any_time_disturb_nobody(model: LingForCausalLM) -> None:
     rng, prompts = random.Random(9), prompts_of(25, seed=4)
     want = generate(model, prompts, 30, WILD)
-    scheduler = Scheduler(Engine(model, "fp32", 40, 1), prefill_tokens=33)
+    scheduler = Scheduler(Engine(source_of_model(model, "fp32"), 40, 1), prefill_tokens=33)
     jobs: list[Job] = []
     cancelled = set()
     while len(jobs) < len(prompts) or scheduler.busy:
@@ -107,7 +108,7 @@ def test_jobs_that_come_and_are_cancelled_at_any_time_disturb_nobody(model: Ling
 
 
 def test_an_answer_ends_where_the_context_does(model: LingForCausalLM) -> None:
-    scheduler = Scheduler(Engine(model, "fp32", 3, 1))
+    scheduler = Scheduler(Engine(source_of_model(model, "fp32"), 3, 1))
     job = scheduler.submit(list(range(40)), 30)
     finish(scheduler)
     assert len(job.ids) == 48 and job.finish == "length"
@@ -117,14 +118,14 @@ def test_an_answer_ends_where_the_context_does(model: LingForCausalLM) -> None:
     ([], "has no tokens"), ([200], "outside 0 to 199"), ([-1], "outside 0 to 199"), ([1] * 64, "a context of 64"),
 ])
 def test_prompts_that_cannot_be_computed_are_refused(model: LingForCausalLM, prompt: list[int], says: str) -> None:
-    scheduler = Scheduler(Engine(model, "fp32", 4, 1))
+    scheduler = Scheduler(Engine(source_of_model(model, "fp32"), 4, 1))
     with pytest.raises(UserError, match=says):
         scheduler.submit(prompt, 5)
     assert not scheduler.busy
 
 
 def test_steps_report_every_token_once_and_the_end(model: LingForCausalLM) -> None:
-    scheduler = Scheduler(Engine(model, "fp32", 50, 1))
+    scheduler = Scheduler(Engine(source_of_model(model, "fp32"), 50, 1))
     jobs = [scheduler.submit(prompt, 12) for prompt in prompts_of(5)]
     seen: dict[int, list[int]] = {id(job): [] for job in jobs}
     ends = []

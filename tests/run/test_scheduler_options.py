@@ -16,6 +16,7 @@ from sparseling.model.transformer import LingForCausalLM, initialize
 from sparseling.run.engine import Engine, why_not
 from sparseling.run.sampler import GREEDY, Sampling
 from sparseling.run.scheduler import Job, Progress, Scheduler
+from sparseling.run.source import source_of_model
 
 from .test_scheduler import SMALL, WILD, prompts_of
 
@@ -82,10 +83,10 @@ def told(scheduler: Scheduler, jobs: list[Job]) -> list[list[object]]:
 @pytest.mark.parametrize(("pages", "options"), [(400, {}), (16, {"prefill_tokens": 20, "most_jobs": 7}), (400, {"prefill_tokens": 9})])
 def test_a_job_is_told_the_same_alone_and_in_company(model: LingForCausalLM, pages: int, options: dict[str, int]) -> None:
     prompts = prompts_of(30, seed=6)
-    scheduler = Scheduler(Engine(model, "fp32", pages, 1), **options)
+    scheduler = Scheduler(Engine(source_of_model(model, "fp32"), pages, 1), **options)
     together = told(scheduler, [all_kinds(scheduler, n, prompt) for n, prompt in enumerate(prompts)])
     for number, prompt in enumerate(prompts):
-        alone = Scheduler(Engine(model, "fp32", 40, 1))
+        alone = Scheduler(Engine(source_of_model(model, "fp32"), 40, 1))
         assert sorted(map(repr, told(alone, [all_kinds(alone, number, prompt)])[0])) == sorted(map(repr, together[number]))
 
 
@@ -95,7 +96,7 @@ def progress_of(scheduler: Scheduler) -> list[Progress]:
 
 @pytest.mark.parametrize("routing", ["answer", "all"])
 def test_routing_is_the_models_for_every_token_read_once(model: LingForCausalLM, routing: str) -> None:
-    scheduler = Scheduler(Engine(model, "fp32", 60, 1), prefill_tokens=11, count_experts=True)
+    scheduler = Scheduler(Engine(source_of_model(model, "fp32"), 60, 1), prefill_tokens=11, count_experts=True)
     prompt = prompts_of(1, seed=3)[0] + list(range(50))
     first = scheduler.submit(prompt, 4)
     progress_of(scheduler)
@@ -122,7 +123,7 @@ def test_routing_is_the_models_for_every_token_read_once(model: LingForCausalLM,
 
 
 def test_log_probabilities_are_those_of_the_logits_before_any_change(model: LingForCausalLM) -> None:
-    scheduler = Scheduler(Engine(model, "fp32", 60, 1))
+    scheduler = Scheduler(Engine(source_of_model(model, "fp32"), 60, 1))
     sampling = dataclasses.replace(WILD, logit_bias=((5, 50.0),), presence_penalty=2.0)
     job = scheduler.submit([1, 2, 3], 12, sampling, top_logprobs=4)
     said = [(progress.logprob, progress.top_logprobs) for progress in progress_of(scheduler)]
@@ -140,7 +141,7 @@ def test_an_embedding_is_the_sum_of_hidden_states_whatever_the_cuts_and_the_comp
         want = model(torch.tensor([prompt])).hidden_states[0].double().sum(0).numpy()
     sums = []
     for budget in (512, 7):
-        scheduler = Scheduler(Engine(model, "fp32", 40, 1), prefill_tokens=budget)
+        scheduler = Scheduler(Engine(source_of_model(model, "fp32"), 40, 1), prefill_tokens=budget)
         others = [scheduler.submit(text, 9, WILD, sequence=n) for n, text in enumerate([prompt, *prompts_of(3)])] if budget == 7 else []
         scheduler.step()
         job = scheduler.submit_embedding(prompt)
@@ -153,7 +154,7 @@ def test_an_embedding_is_the_sum_of_hidden_states_whatever_the_cuts_and_the_comp
 
 
 def test_a_job_that_cannot_go_on_fails_alone(model: LingForCausalLM) -> None:
-    scheduler = Scheduler(Engine(model, "fp32", 40, 1))
+    scheduler = Scheduler(Engine(source_of_model(model, "fp32"), 40, 1))
     fine, stuck = scheduler.submit([1, 2], 10), scheduler.submit([1, 2], 10, constraint=Nothing())
     progress_of(scheduler)
     assert stuck.finish == "failed" and "no token can continue" in stuck.failure and len(stuck.answer) == 2
@@ -164,7 +165,7 @@ def test_a_job_that_cannot_go_on_fails_alone(model: LingForCausalLM) -> None:
 
 def test_cancelled_at_random_with_all_kinds_of_jobs_no_page_is_lost(model: LingForCausalLM) -> None:
     rng = random.Random(4)
-    scheduler = Scheduler(Engine(model, "fp32", 20, 1), prefill_tokens=30)
+    scheduler = Scheduler(Engine(source_of_model(model, "fp32"), 20, 1), prefill_tokens=30)
     jobs = [all_kinds(scheduler, n, prompt) for n, prompt in enumerate(prompts_of(20, seed=8))]
     while scheduler.busy:
         scheduler.step()

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from sparseling.config import preset
 from sparseling.model.transformer import LingForCausalLM, initialize
-from sparseling.run.batch import Part
+from sparseling.run.batch import Portion
 from sparseling.run.engine import Engine, why_not
 from sparseling.run.job import Job, Progress
 from sparseling.run.packed import Kind
 from sparseling.run.sampler import GREEDY, Sampling
 from sparseling.run.scheduler import Scheduler
+from sparseling.run.source import source_of_model
 from sparseling.run.speculate import ENOUGH, PROBE_EVERY, SAMPLES, Speculator, Words
 
 SMALL = preset("nano").replace(
@@ -54,7 +55,7 @@ class Oracle(Speculator):
         super().__init__(engine, drafts, always=True)
         self.texts, self.wrong, self.rng = [list(answer) for answer in answers], wrong, random.Random(5)
 
-    def propose(self, parts: Sequence[Part], hidden: Tensor, tables: Tensor) -> None:
+    def propose(self, parts: Sequence[Portion], hidden: Tensor, tables: Tensor) -> None:
         for part in parts:
             job = part.job
             if job.finish is None and job.pages and job.computed == len(job.ids) - 1 and self.room(job) > 0:
@@ -83,7 +84,7 @@ def run(scheduler: Scheduler, prompts: list[list[int]], sampling: Sampling, stop
 def test_the_mtp_layer_of_the_engine_is_the_models(model: LingForCausalLM, chunks: list[int], threads: int) -> None:
     ids = torch.randint(0, 200, (26,), generator=torch.Generator().manual_seed(2))
     expected = model(ids[None, :], with_mtp=True)
-    engine = Engine(model, "fp32", 4, threads)
+    engine = Engine(source_of_model(model, "fp32"), 4, threads)
     table = torch.tensor([[2, 0]], dtype=torch.int32)
     hidden, logits, start = [], [], 0
     for chunk in chunks:
@@ -104,7 +105,7 @@ def test_the_mtp_layer_of_the_engine_is_the_models(model: LingForCausalLM, chunk
 @pytest.mark.parametrize("kind", ["fp32", "int8"])
 def test_guesses_are_the_likeliest_words_one_from_the_other(model: LingForCausalLM, kind: Kind) -> None:
     config = SMALL.replace(vocab_size=197)
-    engine = Engine(initialize(LingForCausalLM(config), 4).eval(), kind, 9, 2)
+    engine = Engine(source_of_model(initialize(LingForCausalLM(config), 4).eval(), kind), 9, 2)
     generator = torch.Generator().manual_seed(1)
     states = torch.randn(7, 64, generator=generator)
     ids, positions = torch.randint(0, 197, (7,), generator=generator), torch.tensor([0, 1, 2, 0, 1, 0, 1])
@@ -127,7 +128,7 @@ def test_guesses_are_the_likeliest_words_one_from_the_other(model: LingForCausal
 
 
 def test_guesses_outside_of_the_cache_are_refused(model: LingForCausalLM) -> None:
-    engine = Engine(model, "fp32", 2, 1)
+    engine = Engine(source_of_model(model, "fp32"), 2, 1)
     states, one = torch.zeros(1, 64), torch.tensor([0])
     table = torch.tensor([[0, -1]], dtype=torch.int32)
     for position, room, drafts, blocks in (
@@ -151,10 +152,10 @@ def test_words_that_are_not_said_are_left_out_until_they_are() -> None:
 @pytest.mark.parametrize("sampling", [GREEDY, WILD], ids=["greedy", "wild"])
 def test_guesses_of_the_model_change_no_token(model: LingForCausalLM, sampling: Sampling, drafts: int) -> None:
     prompts = prompts_of(10)
-    plain, _, _ = run(Scheduler(Engine(model, "fp32", 200, 2)), prompts, sampling)
+    plain, _, _ = run(Scheduler(Engine(source_of_model(model, "fp32"), 200, 2)), prompts, sampling)
     stop = (plain[0].answer[11],)
     for pages, options in ((200, {}), (14, {"prefill_tokens": 20, "most_jobs": 5}), (40, {"most_jobs": 1})):
-        engine = Engine(model, "fp32", pages, 2)
+        engine = Engine(source_of_model(model, "fp32"), pages, 2)
         scheduler = Scheduler(engine, speculator=Speculator(engine, drafts, always=True), **options)
         assert [job.answer for job in run(scheduler, prompts, sampling)[0]] == [job.answer for job in plain]
         assert scheduler.pool.available == pages
@@ -169,9 +170,9 @@ def test_guesses_of_the_model_change_no_token(model: LingForCausalLM, sampling: 
 @pytest.mark.parametrize("drafts", [1, 4])
 def test_right_and_wrong_guesses_change_nothing_that_is_reported(model: LingForCausalLM, wrong: float, drafts: int) -> None:
     prompts = prompts_of(6)
-    plain_scheduler = Scheduler(Engine(model, "fp32", 200, 2), count_experts=True)
+    plain_scheduler = Scheduler(Engine(source_of_model(model, "fp32"), 200, 2), count_experts=True)
     plain, told, steps = run(plain_scheduler, prompts, WILD, top_logprobs=3, routing="answer")
-    engine = Engine(model, "fp32", 200, 2)
+    engine = Engine(source_of_model(model, "fp32"), 200, 2)
     scheduler = Scheduler(engine, count_experts=True, speculator=Oracle(engine, [job.ids for job in plain], wrong, drafts))
     guessed, told_now, steps_now = run(scheduler, prompts, WILD, top_logprobs=3, routing="answer")
     for number, job in enumerate(guessed):
@@ -191,18 +192,18 @@ def test_right_and_wrong_guesses_change_nothing_that_is_reported(model: LingForC
 
 
 def test_guessing_ends_where_it_does_not_pay_and_stays_where_it_does(model: LingForCausalLM) -> None:
-    engine = Engine(model, "fp32", 20, 1)
+    engine = Engine(source_of_model(model, "fp32"), 20, 1)
     job = Scheduler(engine).submit([1, 2], 30)
     for seconds, verdict in ((0.5, True), (1.1, False)):
         speculator = Speculator(engine, 1)
         job.speculates = True
         for _ in range(ENOUGH):
-            speculator.learn([Part(job, 2, 1, accepted=1)], 2, 0.0, 2 * seconds)
-            speculator.learn([Part(job, 1)], 1, 1.0, 1.4)
+            speculator.learn([Portion(job, 2, 1, accepted=1)], 2, 0.0, 2 * seconds)
+            speculator.learn([Portion(job, 1)], 1, 1.0, 1.4)
         assert job.speculates is verdict and speculator.accepts(1) is verdict
         assert sum(speculator.accepts(1) for _ in range(100)) == (100 if verdict else 3)
         assert speculator.accepts(8)  # nothing is known of so many
         assert [speculator.guesses_now(1) for _ in range(PROBE_EVERY)].count(False) == 1
         for _ in range(SAMPLES):
-            speculator.learn([Part(job, 90)], 1, 100.0, 100.0)  # a prompt tells nothing
+            speculator.learn([Portion(job, 90)], 1, 100.0, 100.0)  # a prompt tells nothing
         assert speculator.accepts(1) is verdict or speculator.cost(1).gain == pytest.approx(1 / seconds)

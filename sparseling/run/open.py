@@ -1,0 +1,85 @@
+"""From a folder or hub id to an engine, without building the model in PyTorch.
+
+    engine = open_engine("ling-mini-int4")                     # a packed folder: mapped
+    engine = open_engine("inclusionAI/Ling-mini-2.0", "int4")  # a public one: packed tensor by tensor
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..accounting import count_parameters
+from ..checkpoint.hf import WeightFolder, open_checkpoint, without_mtp
+from ..checkpoint.hub import resolve
+from ..config import ModelConfig
+from ..data.tokenizer import Tokenizer
+from ..errors import UserError
+from ..model.transformer import LingForCausalLM
+from .engine import PAGE, Engine, why_not
+from .load import FLOAT32_PARAMETERS, load, tokenizer_and_config
+from .packed import Kind
+from .packed_folder import is_packed, open_packed, source_of_packed
+from .scheduler import Scheduler
+from .source import Source, source_of_checkpoint
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A model that can answer: on the native engine by `scheduler`, or where that cannot run it, as `model` in PyTorch."""
+
+    config: ModelConfig
+    tokenizer: Tokenizer
+    scheduler: Scheduler | None
+    model: LingForCausalLM | None
+
+
+def ready(model: str | Path, kind: Kind | None = None, threads: int | None = None) -> Ready:
+    """The native engine, with room for one full context, where it can run the model; else, or where there is a CUDA device and no kind is
+    asked for, PyTorch.
+
+    Raises `UserError` for a kind or a packed folder that the engine cannot run, and as `load` and `open_engine` do.
+    """
+    folder = resolve(model)
+    tokenizer, config = tokenizer_and_config(folder)
+    native_only = kind is not None or is_packed(folder)
+    reason = why_not(config)
+    if reason is None and (native_only or not torch.cuda.is_available()):
+        engine = open_engine(folder, kind, threads=threads)
+        return Ready(engine.config, tokenizer, Scheduler(engine), None)
+    if native_only:
+        raise UserError(f"{folder}: the native engine cannot run this model: {reason}; give a public folder, and no kind of weights")
+    loaded, tokenizer = load(folder)
+    return Ready(loaded.config, tokenizer, None, loaded)
+
+
+def open_engine(model: str | Path, kind: Kind | None = None, pages: int | None = None, threads: int | None = None,
+                max_positions: int | None = None, preload: bool = False) -> Engine:
+    """`kind`: None is that of a packed folder; of a public one as stored, or fp32 for a small model. `pages`: None has room for one full
+    context. `preload`: a packed folder is read whole at the start instead of mapped, for disks that are too slow or do not map large pages.
+
+    Raises `UserError` as `source_of_folder` and `Engine` do.
+    """
+    source = source_of_folder(resolve(model), kind, preload)
+    positions = max_positions or source.config.max_position_embeddings
+    return Engine(source, pages or -(-positions // PAGE) + 1, threads, max_positions)
+
+
+def source_of_folder(folder: Path, kind: Kind | None = None, preload: bool = False) -> Source:
+    """The parts of a local folder, packed or public. Raises `UserError` for a packed folder of another kind, and as `open_packed` and
+    `open_checkpoint` do."""
+    if is_packed(folder):
+        packed = open_packed(folder)
+        if kind not in (None, packed.kind):
+            raise UserError(f"{folder}: its weights are packed in {packed.kind}, not {kind}; convert the model it came from to {kind}")
+        return source_of_packed(packed, preload)
+    checkpoint = without_mtp(open_checkpoint(folder))
+    return source_of_checkpoint(checkpoint, kind or default_kind(checkpoint))
+
+
+def default_kind(checkpoint: WeightFolder) -> Kind:
+    """As exact as what is stored; fp32 for small models, where it costs little."""
+    small = count_parameters(checkpoint.config).total <= FLOAT32_PARAMETERS
+    return "fp32" if small or checkpoint.dtype == torch.float32 else "bf16"
