@@ -102,7 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     convert = verb("convert", "rewrite a model folder: dtype, FP8 to plain, size of shards, or another format",
                    "sparseling convert Ling-1T-FP8 --out ling-1t-bf16", convert_verb)
-    convert.add_argument("model", metavar="MODEL", help="model folder, run folder, or hub id")
+    convert.add_argument("model", metavar="MODEL", help="model folder, run folder, hub id, or GGUF file")
     convert.add_argument("--out", required=True, metavar="PATH", help="folder or file to write")
     convert.add_argument("--to", choices=CONVERT_TO, metavar="FORMAT", help=f"format to write: {', '.join(CONVERT_TO)}")
     convert.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16", help="dtype to write (default bfloat16)")
@@ -257,6 +257,12 @@ def convert_verb(options: argparse.Namespace) -> None:
 
     if options.to is not None:
         CONVERT_TO[options.to](options)
+        return
+    if options.model.endswith(".gguf"):
+        from .checkpoint.gguf_import import import_gguf
+
+        import_gguf(options.model, options.out, getattr(torch, options.dtype))
+        print(f"wrote {options.out}")
         return
     convert_folder(model_folder(options.model), options.out, getattr(torch, options.dtype), max_shard_bytes=int(options.shard_gb * 2**30))
     print(f"wrote {options.out}")
