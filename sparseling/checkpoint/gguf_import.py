@@ -126,7 +126,7 @@ def read_back(wanted: list[GgufTensor], found: dict[str, Any]) -> Iterator[tuple
                 try:
                     values = np.array(gguf.quants.dequantize(part, stored.tensor_type), dtype=np.float32)
                 except NotImplementedError:
-                    raise UserError(f"{tensor.name}: is stored as {stored.tensor_type.name}, which cannot be read; use a file of another type"
+                    raise UserError(f"{tensor.name}: is stored as {stored.tensor_type.name}, which cannot be read; take another file"
                                     ) from None
                 yield public, torch.from_numpy(values)
             line.advance()
