@@ -33,7 +33,7 @@ Read = Callable[[Sequence[str]], Iterator[Tensor]]
 class Scheme:
     """GGUF types of the matrices (`weights`), and of embedding and head (`ends`); `file_type` is llama.cpp's number of the mix.
 
-    Norms, router and expert bias are always F32. In q4_0 the ends stay at 8 bits: a head at 4 bits costs more accuracy than all the rest.
+    Norms, router and expert bias are always F32. In q4_0 the ends have 8 bits: at 4 they alone cost more than all the rest (docs/figures.md).
     """
 
     weights: str
