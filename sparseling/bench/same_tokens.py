@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,7 +62,7 @@ def engine_answers(model: LingForCausalLM, prompts: Sequence[Sequence[int]], new
     """Greedy answers of the native engine, one after another."""
     scheduler = scheduler_for(model)
     if scheduler is None:
-        raise UserError("same_tokens: the native engine cannot run this model here; compile the kernels, or give another model")
+        raise UserError("the native engine cannot run this model here; compile the kernels, or give another model")
     return [list(stream_job(scheduler, prompt, new_tokens, GREEDY, ())) for prompt in track(prompts, "native engine", len(prompts))]
 
 
@@ -104,10 +105,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    folder = model_folder(options.model)
-    runs = [("f32", "f32"), ("bf16", "bf16")]
-    print(json.dumps([compare(folder, kind, options.prompts, options.new_tokens, options.llama_python, options.threads, kv)
-                      for kind, kv in runs], indent=1))
+    try:
+        folder = model_folder(options.model)
+        results = [compare(folder, kind, options.prompts, options.new_tokens, options.llama_python, options.threads, kv)
+                   for kind, kv in (("f32", "f32"), ("bf16", "bf16"))]
+    except UserError as error:
+        sys.exit(f"same_tokens: {error}")
+    print(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

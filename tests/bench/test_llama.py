@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from sparseling.bench.llama import LlamaPeer
-from sparseling.bench.same_tokens import where_they_part
+from sparseling.bench.same_tokens import compare, details, where_they_part
 from sparseling.checkpoint.gguf import export_folder, export_model
 from sparseling.checkpoint.gguf_names import IN_LAYER
 from sparseling.checkpoint.hf import save_model
@@ -165,6 +165,23 @@ def test_llama_cpp_says_the_same_tokens(tmp_path: Path, variant: str) -> None:
     prompts = [torch.randint(600, (length,), generator=generator).tolist() for length in (1, 7, 30, 700)]
     with LlamaPeer(tmp_path / "model.gguf", 1, LLAMA_PYTHON) as peer:
         assert peer.greedy(prompts, 32, kv="f32") == [generate(model, [prompt], 32)[0] for prompt in prompts]
+
+
+@pytest.mark.slow
+@with_llama
+def test_three_ways_to_answer_are_compared(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(["What is 12 + 34? detailed thinking on SYSTEM HUMAN ASSISTANT"] * 20, 330, tmp_path / "tokenizer")
+    config = NANO.replace(eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id)
+    save_model(random_model(config), config, tmp_path / "model", tmp_path / "tokenizer", torch.float32)
+    result = compare(tmp_path / "model", "f32", 6, 16, LLAMA_PYTHON, 1, "f32")
+    assert {name: pair["equal"] for name, pair in result.items() if "=" in name} == {
+        "engine = pytorch": 6, "engine = llama.cpp": 6, "pytorch = llama.cpp": 6}
+    model = random_model(config)
+    prompt = [1, 2, 3]
+    (best,) = generate(model, [prompt], 1)[0]
+    part = details(model, prompt, [7, best, 5], [7, 9, 5], 1, (7,))
+    assert part["at"] == 1 and part["after_end"] and not details(model, prompt, [best], [9], 0, (7,))["after_end"]
+    assert details(model, prompt, [best], [9 if best != 9 else 8], 0, ())["logit_gap"] > 0
 
 
 @pytest.mark.slow
