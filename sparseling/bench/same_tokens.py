@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from ..info import model_folder
 from ..model.transformer import LingForCausalLM
 from ..progress import track
 from ..run.generate import generate
-from ..run.load import load
+from ..run.load import load, stop_ids_of
 from ..run.sampler import GREEDY
 from ..run.scheduler import scheduler_for, stream_job
 from ..study.tasks import LAPTOP, evaluation_problems
@@ -61,7 +62,7 @@ def engine_answers(model: LingForCausalLM, prompts: Sequence[Sequence[int]], new
     """Greedy answers of the native engine, one after another."""
     scheduler = scheduler_for(model)
     if scheduler is None:
-        raise UserError("same_tokens: the native engine cannot run this model here; compile the kernels, or give another model")
+        raise UserError("the native engine cannot run this model here; compile the kernels, or give another model")
     return [list(stream_job(scheduler, prompt, new_tokens, GREEDY, ())) for prompt in track(prompts, "native engine", len(prompts))]
 
 
@@ -78,16 +79,21 @@ def compare(folder: Path, kind: str, count: int, new_tokens: int, python: str, t
             version, answers = peer.version, {"llama.cpp": peer.greedy(prompts, new_tokens, kv)}
     answers["engine"] = engine_answers(model, prompts, new_tokens)
     answers["pytorch"] = [generate(model, [prompt], new_tokens)[0] for prompt in track(prompts, "PyTorch", len(prompts))]
-    result: dict[str, Any] = {"kind": kind, "kv": kv, "prompts": count, "new_tokens": new_tokens, "llama_cpp_python": version, "equal": {}}
+    result: dict[str, Any] = {"kind": kind, "kv": kv, "prompts": count, "new_tokens": new_tokens, "llama_cpp_python": version}
     for one, other in (("engine", "pytorch"), ("engine", "llama.cpp"), ("pytorch", "llama.cpp")):
-        parted = where_they_part(answers[one], answers[other])
-        result["equal"][f"{one} = {other}"] = count - len(parted)
-        result[f"parted {one}, {other}"] = [
-            {"prompt": number, "at": place, "logit_gap": logit_gap(
-                model, [*prompts[number], *answers[one][number][:place]], answers[one][number][place], answers[other][number][place])}
-            for number, place in parted
-        ]
+        parted = [details(model, prompts[number], answers[one][number], answers[other][number], place, stop_ids_of(tokenizer))
+                  | {"prompt": number} for number, place in where_they_part(answers[one], answers[other])]
+        answers_equal = count - sum(not part["after_end"] for part in parted)
+        result[f"{one} = {other}"] = {"equal": count - len(parted), "equal_to_end_of_answer": answers_equal, "parted": parted}
     return result
+
+
+def details(model: LingForCausalLM, prompt: Sequence[int], one: Sequence[int], other: Sequence[int], place: int,
+            stops: Sequence[int]) -> dict[str, Any]:
+    """Where two answers part, how near the two tokens were (the first's logit less the second's, by PyTorch), and whether the answer had
+    ended before, so that nobody would have seen it."""
+    gap = logit_gap(model, [*prompt, *one[:place]], one[place], other[place])
+    return {"at": place, "logit_gap": round(gap, 5), "after_end": any(token in stops for token in one[:place])}
 
 
 def main() -> None:
@@ -99,10 +105,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    folder = model_folder(options.model)
-    runs = [("f32", "f32"), ("bf16", "bf16")]
-    print(json.dumps([compare(folder, kind, options.prompts, options.new_tokens, options.llama_python, options.threads, kv)
-                      for kind, kv in runs], indent=1))
+    try:
+        folder = model_folder(options.model)
+        results = [compare(folder, kind, options.prompts, options.new_tokens, options.llama_python, options.threads, kv)
+                   for kind, kv in (("f32", "f32"), ("bf16", "bf16"))]
+    except UserError as error:
+        sys.exit(f"same_tokens: {error}")
+    print(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

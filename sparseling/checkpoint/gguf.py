@@ -21,6 +21,7 @@ from ..errors import UserError
 from ..files import write_aside
 from ..model.transformer import LingForCausalLM
 from ..progress import bar
+from .gguf_blocks import BLOCK, quantize
 from .gguf_metadata import ARCHITECTURE, add_config, add_tokenizer, refuse_unloadable
 from .gguf_names import ROUTER, GgufTensor, gguf_tensors
 from .hf import open_checkpoint, read_checkpoint
@@ -33,7 +34,7 @@ Read = Callable[[Sequence[str]], Iterator[Tensor]]
 class Scheme:
     """GGUF types of the matrices (`weights`), and of embedding and head (`ends`); `file_type` is llama.cpp's number of the mix.
 
-    Norms, router and expert bias are always F32. In q4_0 the ends stay at 8 bits: a head at 4 bits costs more accuracy than all the rest.
+    Norms, router and expert bias are always F32. In q4_0 the ends have 8 bits: 4 there cost more than in all the rest (docs/figures.md).
     """
 
     weights: str
@@ -45,7 +46,6 @@ SCHEMES = {
     "f32": Scheme("F32", "F32", 0), "f16": Scheme("F16", "F16", 1), "bf16": Scheme("BF16", "BF16", 32),
     "q8_0": Scheme("Q8_0", "Q8_0", 7), "q4_0": Scheme("Q4_0", "Q8_0", 2),
 }
-BLOCK = 32  # elements of a row that Q8_0 and Q4_0 code together
 BLOCK_BYTES = {"F32": 128, "F16": 64, "BF16": 64, "Q8_0": 34, "Q4_0": 18}
 
 
@@ -111,7 +111,7 @@ def write_gguf(target: str | Path, config: ModelConfig, read: Read, to: str, tok
             with bar(f"writing {target.name}", len(tensors)) as line:
                 for tensor, kind in zip(tensors, types, strict=True):
                     line.note(tensor.name)
-                    writer.write_tensor_data(encoded(tensor, kind, read, gguf))
+                    writer.write_tensor_data(encoded(tensor, kind, read))
                     line.advance()
         finally:
             writer.close()
@@ -139,22 +139,21 @@ def bytes_of(shape: Sequence[int], kind: str) -> int:
     return math.prod(shape) * BLOCK_BYTES[kind] // BLOCK
 
 
-def encoded(tensor: GgufTensor, kind: str, read: Read, gguf: Any) -> np.ndarray:
+def encoded(tensor: GgufTensor, kind: str, read: Read) -> np.ndarray:
     """The bytes of a tensor, uint8. Raises `UserError` for a value beyond what F16 can hold."""
     if len(tensor.sources) == 1:
-        return encode(next(read(tensor.sources)), kind, gguf, tensor.sources[0])
+        return encode(next(read(tensor.sources)), kind, tensor.sources[0])
     out = np.empty((len(tensor.sources), bytes_of(tensor.shape, kind) // len(tensor.sources)), dtype=np.uint8)
     for part, matrix in enumerate(read(tensor.sources)):
-        out[part] = encode(matrix, kind, gguf, tensor.sources[part])
+        out[part] = encode(matrix, kind, tensor.sources[part])
     return out
 
 
-def encode(matrix: Tensor, kind: str, gguf: Any, name: str) -> np.ndarray:
+def encode(matrix: Tensor, kind: str, name: str) -> np.ndarray:
     """One public tensor's bytes in a GGUF type, uint8 [bytes]; F16 and BF16 round to nearest even."""
     plain = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}.get(kind)
     if plain is None:
-        quantized = gguf.quantize(matrix.to("cpu", torch.float32).contiguous().numpy(), gguf.GGMLQuantizationType[kind])
-        return np.asarray(quantized.reshape(-1))
+        return quantize(matrix.cpu(), kind).reshape(-1).numpy()
     rounded = matrix.to("cpu", plain).contiguous()
     if kind == "F16" and not torch.isfinite(rounded).all():
         raise UserError(f"{name}: has values beyond what f16 can hold; export it as bf16 or f32")

@@ -197,7 +197,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: str | Path, c
         raise UserError(f"vocab_size: {vocab_size} is below the smallest possible {SMALLEST_VOCABULARY} (256 bytes and the added tokens)")
     if chat_template is None:
         chat_template = importlib.resources.files("sparseling.align").joinpath("chat_template.jinja").read_text(encoding="utf-8")
-    model = _untrained()
+    model = untrained_pipeline()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size - len(ADDED_TOKENS), initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=sys.stderr.isatty(),
@@ -236,7 +236,7 @@ def ranks_are_exact(plain: Any, model: dict[str, Any]) -> bool:
     return all([piece.id for piece in plain.model.tokenize(token)] == [rank] for token, rank in vocabulary.items())
 
 
-def _untrained() -> Any:
+def untrained_pipeline() -> Any:
     """The public pipeline around an empty BPE model."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -253,7 +253,7 @@ def _untrained() -> Any:
 
 def _split_pattern(definition: dict[str, Any]) -> str | None:
     """The regular expression of a pipeline like ours (NFC, isolated split, byte level), None for any other pipeline."""
-    expected = json.loads(_untrained().to_str())
+    expected = json.loads(untrained_pipeline().to_str())
     steps = (definition.get("pre_tokenizer") or {}).get("pretokenizers") or [{}]
     pattern = steps[0].get("pattern", {}).get("Regex")
     expected["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = pattern

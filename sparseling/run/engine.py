@@ -54,8 +54,8 @@ def why_not(config: ModelConfig) -> str | None:
 
 
 class Engine:
-    """A model ready for the native step, with `pages` pages of 16 positions for keys and values. `ahead`: 1 when the source has an MTP layer
-    (of several the first is used), which guesses tokens (speculate.py).
+    """A model ready for the native step, with `pages` pages of 16 positions for keys and values. `ahead`: 1 when the source has an MTP
+    layer, which guesses tokens (speculate.py); of several the first is used.
 
     Not to be stepped by two threads at once.
     """

@@ -7,15 +7,20 @@ import os
 import subprocess
 import sys
 import time
+import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from sparseling.bench.llama import LlamaPeer
-from sparseling.bench.same_tokens import where_they_part
-from sparseling.checkpoint.gguf import export_model
-from sparseling.config import preset
+from sparseling.bench.same_tokens import compare, details, where_they_part
+from sparseling.checkpoint.gguf import export_folder, export_model
+from sparseling.checkpoint.gguf_names import IN_LAYER
+from sparseling.checkpoint.hf import save_model
+from sparseling.config import ModelConfig, preset
+from sparseling.data.tokenizer import train_tokenizer
 from sparseling.errors import UserError
 from sparseling.model.transformer import LingForCausalLM, initialize
 from sparseling.run.generate import generate
@@ -129,26 +134,97 @@ def test_where_answers_part() -> None:
     assert where_they_part([[1, 2, 3], [1, 2], [4]], [[1, 2, 3], [1, 5], [5]]) == [(1, 1), (2, 0)]
 
 
-@pytest.mark.slow
-@with_llama
-def test_llama_cpp_says_the_same_tokens_and_sleeps_between_requests(tmp_path: Path) -> None:
-    """Random weights: MTP, groups, one dense layer, prompts of several lengths, one longer than a batch of llama.cpp."""
-    config = preset("nano").replace(vocab_size=600, max_position_embeddings=1024, initializer_range=0.1)
-    model = initialize(LingForCausalLM(config), 0).eval()
-    generator = torch.Generator().manual_seed(1)
+NANO = preset("nano").replace(vocab_size=600, max_position_embeddings=1024, initializer_range=0.1)
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+VARIANTS = {
+    "mtp": NANO,
+    "yarn": NANO.replace(rope_scaling=YARN),
+    "tied head, all groups kept": NANO.replace(tie_word_embeddings=True, topk_group=8, num_nextn_predict_layers=0),
+    "one expert, two shared, no groups": NANO.replace(num_experts_per_tok=1, num_shared_experts=2, n_group=1, topk_group=1),
+    "two dense layers, all rotated": NANO.replace(first_k_dense_replace=2, partial_rotary_factor=1.0),
+}
+
+
+def random_model(config: ModelConfig) -> LingForCausalLM:
+    """Random weights; norms about 1, expert biases about 0."""
+    model, generator = initialize(LingForCausalLM(config), 0).eval(), torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if tensor.dim() == 1:
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1 + (0 if "bias" in name else 1))
+    return model
+
+
+@pytest.mark.slow
+@with_llama
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_llama_cpp_says_the_same_tokens(tmp_path: Path, variant: str) -> None:
+    """Prompts of several lengths, one longer than a batch of llama.cpp."""
+    model, generator = random_model(VARIANTS[variant]), torch.Generator().manual_seed(2)
     export_model(model, tmp_path / "model.gguf", "f32")
     prompts = [torch.randint(600, (length,), generator=generator).tolist() for length in (1, 7, 30, 700)]
+    with LlamaPeer(tmp_path / "model.gguf", 1, LLAMA_PYTHON) as peer:
+        assert peer.greedy(prompts, 32, kv="f32") == [generate(model, [prompt], 32)[0] for prompt in prompts]
+
+
+@pytest.mark.slow
+@with_llama
+def test_three_ways_to_answer_are_compared(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(["What is 12 + 34? detailed thinking on SYSTEM HUMAN ASSISTANT"] * 20, 330, tmp_path / "tokenizer")
+    config = NANO.replace(eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id)
+    save_model(random_model(config), config, tmp_path / "model", tmp_path / "tokenizer", torch.float32)
+    result = compare(tmp_path / "model", "f32", 6, 16, LLAMA_PYTHON, 1, "f32")
+    assert {name: pair["equal"] for name, pair in result.items() if "=" in name} == {
+        "engine = pytorch": 6, "engine = llama.cpp": 6, "pytorch = llama.cpp": 6}
+    model = random_model(config)
+    prompt = [1, 2, 3]
+    (best,) = generate(model, [prompt], 1)[0]
+    part = details(model, prompt, [7, best, 5], [7, 9, 5], 1, (7,))
+    assert part["at"] == 1 and part["after_end"] and not details(model, prompt, [best], [9], 0, (7,))["after_end"]
+    assert details(model, prompt, [best], [9 if best != 9 else 8], 0, ())["logit_gap"] > 0
+
+
+@pytest.mark.slow
+@with_llama
+def test_llama_cpp_sleeps_between_requests(tmp_path: Path) -> None:
+    export_model(random_model(NANO), tmp_path / "model.gguf", "bf16")
     with LlamaPeer(tmp_path / "model.gguf", 2, LLAMA_PYTHON) as peer:
-        answers = peer.greedy(prompts, 32, kv="f32")
-        assert answers == [generate(model, [prompt], 32)[0] for prompt in prompts]
         assert peer.decode(2, 16, 8) > 0 and peer.prefill(600) > 0
         before = cpu_seconds(peer.process.pid)
         time.sleep(1)
         assert cpu_seconds(peer.process.pid) - before < 0.05
+
+
+@pytest.mark.slow
+@with_llama
+@pytest.mark.parametrize("change", [{"head_dim": 64}, {"use_qk_norm": False}, {"use_bias": True}, {"use_qkv_bias": True},
+                                    {"num_shared_experts": 0}], ids=str)
+def test_what_is_refused_llama_cpp_really_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]) -> None:
+    """Written all the same, such a model does not load."""
+    model = random_model(NANO.replace(**change))
+    monkeypatch.setattr("sparseling.checkpoint.gguf.refuse_unloadable", lambda config, source: None)
+    for kind in ("dense", "query_key_value"):  # the names that llama.cpp would have for them
+        monkeypatch.setitem(IN_LAYER, f"attention.{kind}.bias", IN_LAYER[f"attention.{kind}.weight"].replace("weight", "bias"))
+    export_model(model, tmp_path / "model.gguf", "f32")
+    with pytest.raises(UserError, match="cannot load"):
+        LlamaPeer(tmp_path / "model.gguf", 1, LLAMA_PYTHON)
+
+
+@pytest.mark.slow
+@with_llama
+def test_llama_cpp_makes_the_same_tokens_of_text_but_for_its_unicode_form(tmp_path: Path) -> None:
+    texts = [
+        "It's 12,345 o'clock;  we'LL see.\n\n  Größe 数 ünï\t(x+y)=z\r\n<role>HUMAN</role> \u00a0!?...  ", "\n \n", " a  b   c",
+        "日本語 and ½²³",
+    ]
+    tokenizer = train_tokenizer(texts * 20, 330, tmp_path / "tokenizer")
+    config = NANO.replace(eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id)
+    save_model(random_model(config), config, tmp_path / "model", tokenizer_folder=tmp_path / "tokenizer")
+    export_folder(tmp_path / "model", tmp_path / "model.gguf", "bf16")
+    decomposed = unicodedata.normalize("NFD", texts[0])
+    with LlamaPeer(tmp_path / "model.gguf", 1, LLAMA_PYTHON) as peer:
+        assert peer.tokenize(texts) == [tokenizer.encode(text) for text in texts]
+        assert peer.tokenize([decomposed]) != [tokenizer.encode(decomposed)]
 
 
 def cpu_seconds(pid: int) -> float:

@@ -14,14 +14,15 @@ import torch
 import sparseling.checkpoint.gguf as export
 from sparseling.checkpoint.gguf import SCHEMES, export_folder, export_model
 from sparseling.checkpoint.gguf_metadata import refuse_unloadable
-from sparseling.checkpoint.hf import save_model
+from sparseling.checkpoint.hf import load_model, save_model
 from sparseling.cli import main
 from sparseling.config import ModelConfig
 from sparseling.data.tokenizer import ADDED_TOKENS, Tokenizer, train_tokenizer
 from sparseling.errors import UserError
 from sparseling.model.transformer import LingForCausalLM, initialize
 
-from .checkpoint_samples import CHAT, SMALL, made_model
+from .checkpoint_samples import CHAT, SMALL, made_model, public_tensors, write_sharded
+from .test_fp8 import QUANTIZATION, fp8_tensors
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf (extra [gguf])")
 ENGINE = CHAT.replace(hidden_size=64, num_attention_heads=2, head_dim=32, moe_intermediate_size=32, intermediate_size=64)
@@ -98,6 +99,25 @@ def test_every_tensor_comes_back_in_its_type(tmp_path: Path, kind: str, config: 
             assert stored == ("Q8_0" if kind == "q8_0" or ends else "Q4_0"), name
             blocks = (found - values).reshape(-1, 32).abs().amax(1) / values.reshape(-1, 32).abs().amax(1)
             assert blocks.max() < BLOCK_ERROR[stored], name
+
+
+@pytest.mark.parametrize(("shards", "layers_in_config"), [(1, 3), (5, 3), (3, 4)])  # 4: Ring-V2 counts the MTP layer in
+def test_folders_in_any_form_give_the_model_they_hold(folder: Path, tmp_path: Path, shards: int, layers_in_config: int) -> None:
+    """Shards, FP8 with scales, both ways to number the MTP layer."""
+    config = SMALL.replace(vocab_size=320)
+    stored, exact = fp8_tensors(public_tensors(made_model(config)))
+    source = write_sharded(tmp_path / "fp8", config, stored, shards)
+    public = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(public | {"quantization_config": QUANTIZATION, "num_hidden_layers": layers_in_config}))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (source / name).write_bytes((folder / name).read_bytes())
+    export_folder(source, tmp_path / "model.gguf", "f32")
+    model = load_model(source, torch.float32)
+    keys, tensors = read(tmp_path / "model.gguf")
+    assert (keys["bailingmoe2.block_count"], keys["bailingmoe2.nextn_predict_layers"]) == (4, 1)
+    for name, values in expected_values(model).items():
+        assert torch.equal(values_of(tensors[name]), values), name
+    assert torch.equal(values_of(tensors["blk.2.ffn_up_exps.weight"])[5], exact["model.layers.2.mlp.experts.5.up_proj.weight"])
 
 
 def test_keys_say_what_the_config_says(folder: Path, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_both_regular_expression_engines_split_alike_at_every_character() -> Non
     vocabulary = {letters[byte]: rank for rank, byte in enumerate(order)}
     merges = [[letters[left], letters[byte]] for left in b"a! '\n" for byte in range(256)]
     vocabulary |= {left + right: 256 + number for number, (left, right) in enumerate(merges)}
-    definition = json.loads(module._untrained().to_str())
+    definition = json.loads(module.untrained_pipeline().to_str())
     definition["model"] |= {"vocab": vocabulary, "merges": merges}
     slow = tokenizers.Tokenizer.from_str(json.dumps(definition))
     ranks = {module._to_bytes(token): rank for token, rank in vocabulary.items()}
