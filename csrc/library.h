@@ -32,7 +32,7 @@ static inline void with_types(i64 activation, i64 weight, const Body& body) {
 }
 
 // The number of this interface; sparseling/kernels/library.py has the same: raise both when arguments change.
-EXPORT i64 sparseling_interface() { return 5; }
+EXPORT i64 sparseling_interface() { return 6; }
 
 EXPORT i64 sparseling_has_bf16() {
 #ifdef HAS_BF16

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__
-from .arguments import names, positive
+from .arguments import names, natural, positive
 from .bench.options import add_subcommands
 from .conversions import add_convert_options, convert_verb
 from .errors import UsageError, UserError
@@ -118,6 +118,10 @@ def build_parser() -> argparse.ArgumentParser:
     chat.add_argument("--max-new-tokens", type=int, default=512, help="longest answer in tokens (default 512)")
     chat.add_argument("--weights", choices=["fp32", "bf16", "int8", "int4"],
                       help="pack the weights so for the native engine (default: fp32 for small models, else as stored)")
+    chat.add_argument("--context", type=positive, metavar="TOKENS",
+                      help="context length; beyond the model's own by YaRN (default: its own)")
+    chat.add_argument("--drafts", type=natural, default=3, metavar="N",
+                      help="tokens that an MTP layer may guess at once, where that is faster; 0 = none (default 3)")
     chat.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="CPU threads (default: all)")
 
     evaluate = verb("eval", "exact-match accuracy on held-out problems, both thinking modes",
@@ -246,7 +250,7 @@ def chat_verb(options: argparse.Namespace) -> int:
                         repetition_penalty=options.repetition_penalty, seed=options.seed)
     torch.set_num_threads(options.threads)
     return chat(model_folder(options.model), thinking=options.think, sampling=sampling, system=options.system, prompt=options.prompt,
-                max_new_tokens=options.max_new_tokens, weights=options.weights)
+                max_new_tokens=options.max_new_tokens, weights=options.weights, context=options.context, drafts=options.drafts)
 
 
 def eval_verb(options: argparse.Namespace) -> None:

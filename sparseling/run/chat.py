@@ -21,6 +21,7 @@ from .open import Ready, ready
 from .packed import Kind
 from .sampler import Sampling
 from .scheduler import Scheduler, stream_job
+from .speculate import DRAFTS
 from .terminal import Terminal, write
 from .thinking import ThinkingSplitter
 
@@ -54,9 +55,9 @@ class Chat:
 def chat(
     model: str | Path, thinking: bool = False, sampling: Sampling | None = None, system: str = "", prompt: str | None = None,
     max_new_tokens: int = 512, input_stream: TextIO | None = None, out: TextIO | None = None, err: TextIO | None = None,
-    weights: Kind | None = None,
+    weights: Kind | None = None, context: int | None = None, drafts: int = DRAFTS,
 ) -> int:
-    """Talk to the model of a folder or hub id, with `weights` of some kind on the native engine; returns the exit code 0.
+    """Talk to the model of a folder or hub id, with `weights`, `context` and `drafts` as `ready` has them; returns the exit code 0.
 
     With `prompt`: its answer alone on `out`, then the end. Else from a terminal with commands (`/help`), or from any other input one
     message a line. Notes, and tokens/s after each answer, go to `err`. Raises `UserError` as `ready` does, and outside a terminal for a
@@ -67,7 +68,7 @@ def chat(
     terminal = Terminal(out, err, interactive=prompt is None and source.isatty() and out.isatty())
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens: {max_new_tokens} leaves no room for an answer; give 1 or more")
-    loaded = ready(model, weights)
+    loaded = ready(model, weights, context=context, drafts=drafts)
     state = Chat(loaded, loaded.tokenizer, sampling or Sampling(), max_new_tokens, thinking, system, scheduler=loaded.scheduler)
     if prompt is not None:
         answer(state, prompt, terminal)
@@ -166,7 +167,7 @@ def answer(state: Chat, text: str, terminal: Terminal) -> None:
     if not stopped and len(tokens) == min(state.max_new_tokens, limit - len(prompt)):
         cause = "max_new_tokens" if len(tokens) == state.max_new_tokens else "the model's context is full"
         terminal.note(f"cut off after {len(tokens)} tokens: {cause}")
-    terminal.note(rate(len(tokens), times) + (", stopped" if stopped else ""))
+    terminal.note(rate(len(tokens), times) + guessed(state) + (", stopped" if stopped else ""))
 
 
 def spoken_tokens(state: Chat, prompt: list[int], terminal: Terminal) -> tuple[list[int], list[float], bool]:
@@ -187,7 +188,7 @@ def spoken_tokens(state: Chat, prompt: list[int], terminal: Terminal) -> tuple[l
             raise
         stopped = True
         if state.scheduler is not None:  # interrupted anywhere: nothing of its accounts is worth trusting
-            state.scheduler = Scheduler(state.scheduler.engine)
+            state.scheduler = Scheduler(state.scheduler.engine, speculator=state.scheduler.speculator)
     finally:
         coming.close()
         terminal.show(splitter.push(decoder.finish()) + splitter.finish())
@@ -202,6 +203,12 @@ def coming_tokens(state: Chat, prompt: list[int]) -> Generator[int, None, None]:
         return stream_job(state.scheduler, prompt, state.max_new_tokens, state.sampling, stop_ids, state.turn)
     assert state.ready.model is not None
     return stream(state.ready.model, prompt, state.max_new_tokens, state.sampling, stop_ids, state.prefix, state.turn)
+
+
+def guessed(state: Chat) -> str:
+    """How good the MTP layer's guesses have been, where it made some."""
+    speculator = state.scheduler.speculator if state.scheduler is not None else None
+    return f", {speculator.acceptance:.0%} of guesses right" if speculator is not None and speculator.proposed.any() else ""
 
 
 def rate(tokens: int, times: list[float]) -> str:

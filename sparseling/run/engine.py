@@ -60,13 +60,13 @@ class Engine:
     Not to be stepped by two threads at once.
     """
 
-    def __init__(self, source: Source, pages: int, threads: int | None = None, max_positions: int | None = None) -> None:
+    def __init__(self, source: Source, pages: int, threads: int | None = None) -> None:
         """Raises `UserError` for a model that the engine cannot take."""
         config = source.config
         if (reason := why_not(config)) is not None:
             raise UserError(f"the native engine cannot run this model: {reason}; run it on PyTorch operations")
         self.config, self.kind, self.pages = config, source.kind, pages
-        self.max_positions = max_positions or config.max_position_embeddings
+        self.max_positions = config.max_position_embeddings
         self.ahead = min(1, config.num_nextn_predict_layers)
         self.moe_layers = sum(not config.is_dense(layer) for layer in range(config.num_hidden_layers))
         self.kept: list[Tensor] = []  # everything that the C++ points to

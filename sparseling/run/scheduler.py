@@ -22,7 +22,7 @@ from .packed import Kind
 from .pages import PagePool, key_after
 from .sampler import GREEDY, Sampling
 from .source import source_of_model
-from .speculate import Speculator
+from .speculate import Speculator, speculator_for
 
 
 class Scheduler:
@@ -253,7 +253,8 @@ def scheduler_for(model: LingForCausalLM) -> Scheduler | None:
     if weight.is_cuda or weight.dtype not in (torch.float32, torch.bfloat16) or why_not(model.config) is not None:
         return None
     kind: Kind = "fp32" if weight.dtype == torch.float32 else "bf16"
-    return Scheduler(Engine(source_of_model(model, kind), pages_for(model.config.max_position_embeddings) + 1))
+    engine = Engine(source_of_model(model, kind), pages_for(model.config.max_position_embeddings) + 1)
+    return Scheduler(engine, speculator=speculator_for(engine))
 
 
 def stream_job(scheduler: Scheduler, prompt: Sequence[int], max_new_tokens: int, sampling: Sampling, stop_ids: Collection[int],

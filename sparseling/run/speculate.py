@@ -21,6 +21,7 @@ from .engine import PAGE, Engine
 from .job import Job
 from .packed import BLOCK_ROWS, round_up
 
+DRAFTS = 3          # guesses a step
 SAMPLES = 24        # steps that a verdict looks back at
 ENOUGH = 8          # of them before there is one
 PROBE_EVERY = 16    # steps with guesses, to one without
@@ -85,7 +86,7 @@ class Speculator:
     `always`: go on where it does not pay. `proposed` and `accepted` count guesses, by their place after the next token.
     """
 
-    def __init__(self, engine: Engine, drafts: int = 3, always: bool = False) -> None:
+    def __init__(self, engine: Engine, drafts: int = DRAFTS, always: bool = False) -> None:
         assert engine.ahead and drafts > 0
         self.engine, self.drafts, self.always = engine, drafts, always
         self.words = Words(engine.config.vocab_size)
@@ -167,3 +168,8 @@ class Speculator:
         """How many guesses may follow: within the answer's length, the context, and the pages at hand."""
         left = job.most_tokens - (len(job.ids) - job.prompt_tokens) - 1
         return min(self.drafts, left, len(job.pages) * PAGE - job.computed + 1, self.engine.max_positions - len(job.ids))
+
+
+def speculator_for(engine: Engine, drafts: int = DRAFTS) -> Speculator | None:
+    """None for an engine without an MTP layer, or for no guesses."""
+    return Speculator(engine, drafts) if engine.ahead and drafts else None

@@ -102,8 +102,7 @@ def test_every_option_of_the_config_survives(tmp_path: Path, changes: dict[str, 
     pack_folder(tmp_path / "model", tmp_path / "out", "int8")
     opened = open_packed(tmp_path / "out")
     assert opened.config == config
-    decoder = {name: part for name, part in source_of_packed(opened).parts if not name.startswith("mtp.")}
-    assert same_parts(Source(config, "int8", list(decoder.items())), source_of_model(model, "int8"))
+    assert same_parts(source_of_packed(opened), source_of_model(model, "int8"))
 
 
 def test_mtp_layers_come_along_under_names_of_their_own(packed: Path, public: Path) -> None:
@@ -250,9 +249,11 @@ def test_the_command_line_packs_reports_quality_and_chats(model_folder: Path, tm
     assert "--to int8" in capfd.readouterr().err
 
 
-def test_mtp_layers_are_not_packed_for_an_engine_that_leaves_them_out(public: Path) -> None:
-    names = [name for name, _ in source_of_folder(public, "int4").parts]
-    assert not [name for name in names if name.startswith("mtp.")]
+def test_mtp_layers_come_when_they_are_wanted(public: Path) -> None:
+    for mtp in (True, False):
+        names = [name for name, _ in source_of_folder(public, "int4", mtp=mtp).parts]
+        assert any(name.startswith("mtp.") for name in names) == mtp
+        assert open_engine(public, mtp=mtp).ahead == mtp
     assert without_mtp(open_checkpoint(public)).config.num_nextn_predict_layers == 0
 
 
