@@ -154,7 +154,7 @@ def test_an_interrupted_conversion_leaves_nothing(public: Path, tmp_path: Path, 
 
 
 def cut(folder: Path) -> None:
-    os.truncate(folder / "layer-00001.bin", (folder / "layer-00001.bin").stat().st_size - 1)
+    os.truncate(folder / "layer-00001.packed", (folder / "layer-00001.packed").stat().st_size - 1)
 
 
 def change(key: str, value: object, file: str = MANIFEST) -> Callable[[Path], None]:
@@ -167,9 +167,9 @@ def change(key: str, value: object, file: str = MANIFEST) -> Callable[[Path], No
 
 
 @pytest.mark.parametrize(("damage", "message"), [
-    (cut, r"layer-00001.bin: has [\d,]+ bytes instead of [\d,]+; copy it again"),
-    (lambda folder: (folder / "outer.bin").unlink(), "outer.bin: is missing"),
-    (lambda folder: (folder / "outer.bin").write_bytes(b""), "outer.bin: has 0 bytes"),
+    (cut, r"layer-00001.packed: has [\d,]+ bytes instead of [\d,]+; copy it again"),
+    (lambda folder: (folder / "outer.packed").unlink(), "outer.packed: is missing"),
+    (lambda folder: (folder / "outer.packed").write_bytes(b""), "outer.packed: has 0 bytes"),
     (lambda folder: (folder / MANIFEST).write_text("{"), "not valid JSON"),
     (lambda folder: (folder / MANIFEST).write_text("[]"), "is not what sparseling convert writes"),
     (change("version", 2), "has version 2, this program reads 1"),
@@ -179,8 +179,8 @@ def change(key: str, value: object, file: str = MANIFEST) -> Callable[[Path], No
     (change("kind", "int8"), "its files are not those of a model such as config.json describes"),
     (change("embedding", "float16"), "embedding of dtype 'float16' is not known"),
     (change("files", 3), "is not what sparseling convert writes"),
-    (change("files", {"../outer.bin": {"bytes": 3}}), "its files are not those"),
-    (change("files", {"outer.bin": 3}), "its files are not those"),
+    (change("files", {"../outer.packed": {"bytes": 3}}), "its files are not those"),
+    (change("files", {"outer.packed": 3}), "its files are not those"),
     (change("hidden_size", 96, "config.json"), "its files are not those"),
     (change("num_hidden_layers", 4, "config.json"), "its files are not those"),
     (lambda folder: (folder / "config.json").unlink(), "config.json: no such file"),
@@ -204,12 +204,12 @@ def test_a_file_that_shrinks_after_it_was_looked_at_is_refused_too(packed: Path,
 def test_changed_bytes_are_found_by_their_hash(packed: Path, tmp_path: Path) -> None:
     shutil.copytree(packed, tmp_path / "model")
     check_hashes(open_packed(tmp_path / "model"))
-    with open(tmp_path / "model" / "layer-00002.bin", "rb+") as stream:
+    with open(tmp_path / "model" / "layer-00002.packed", "rb+") as stream:
         stream.seek(5000)
         byte = stream.read(1)
         stream.seek(5000)
         stream.write(bytes([byte[0] ^ 1]))
-    with pytest.raises(UserError, match=r"layer-00002.bin: its bytes have changed"):
+    with pytest.raises(UserError, match=r"layer-00002.packed: its bytes have changed"):
         check_hashes(open_packed(tmp_path / "model"))
 
 
@@ -218,6 +218,9 @@ def test_what_cannot_be_done_is_said(packed: Path, public: Path, tmp_path: Path,
         open_engine(packed, "int8")
     with pytest.raises(UserError, match="is packed already"):
         pack_folder(packed, tmp_path / "again", "int8")
+    for reading in (load_model, open_checkpoint):
+        with pytest.raises(UserError, match="is packed for the native engine, which alone can read it"):
+            reading(packed)
     with pytest.raises(UserError, match="exists already"):
         pack_folder(public, packed, "int4")
     if why_not(ModelConfig.from_folder(model_folder)) is not None:
