@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from sparseling.checkpoint.hf import empty_model, load_model, open_checkpoint, save_model, without_mtp
+from sparseling.checkpoint.fp8 import dequantize_blocks, quantize_blocks
+from sparseling.checkpoint.hf import empty_model, load_model, open_checkpoint, read_tensors, save_model, without_mtp
 from sparseling.cli import main
 from sparseling.config import ModelConfig, preset
 from sparseling.errors import UserError
@@ -126,6 +128,21 @@ def test_packing_at_load_streams_and_equals_the_model_in_memory(public: Path) ->
     for kind in KINDS:
         assert same_parts(source_of_folder(public, kind), source_of_model(load_model(public), kind))
     assert open_engine(public).kind == "fp32", "a small model is as exact as can be"
+
+
+def test_fp8_weights_are_multiplied_out_first(public: Path, tmp_path: Path) -> None:
+    tensors = dict(read_tensors(public))
+    name = "model.layers.1.mlp.experts.3.down_proj.weight"
+    codes, scales = quantize_blocks(tensors[name].float())
+    plain = {**tensors, name: dequantize_blocks(codes, scales)}
+    for folder, weights in (("plain", plain), ("fp8", {**tensors, name: codes, name + "_scale_inv": scales})):
+        shutil.copytree(public, tmp_path / folder, ignore=shutil.ignore_patterns("*.safetensors*"))
+        save_file({key: tensor.contiguous() for key, tensor in weights.items()}, tmp_path / folder / "model.safetensors")
+    change("quantization_config", {"quant_method": "fp8", "weight_block_size": [128, 128]}, "config.json")(tmp_path / "fp8")
+    for folder in ("plain", "fp8"):
+        pack_folder(tmp_path / folder, tmp_path / f"{folder}-int4", "int4")
+    assert same_parts(*(source_of_packed(open_packed(tmp_path / f"{folder}-int4")) for folder in ("plain", "fp8")))
+    assert "quantization_config" not in json.loads((tmp_path / "fp8-int4" / "config.json").read_text())
 
 
 def test_parts_lie_on_pages_and_do_not_overlap() -> None:
