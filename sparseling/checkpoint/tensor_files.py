@@ -22,6 +22,7 @@ from ..files import read_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+PACKED = "packed.json"  # what tells a folder of packed weights (run/packed_folder.py)
 # Little-endian on disk. Anything else (integers, packed 4 bit) is no weight of these models.
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F8_E4M3": torch.float8_e4m3fn}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -65,6 +66,8 @@ def list_tensors(folder: str | Path) -> dict[str, StoredTensor]:
         return list_shards(folder, weight_map)
     if single.exists():
         return list_file(single)
+    if (folder / PACKED).exists():
+        raise UserError(f"{folder}: is packed for the native engine, which alone can read it; give the model that it came from")
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     if pickles:
         raise UserError(f"{folder}: has only pickle weights ({pickles[0]}), which are never opened because they can run code; "

@@ -87,7 +87,7 @@ class Engine:
             self.set_part(name, part)
 
     def set_part(self, name: str, part: Part) -> None:
-        """Give the C++ a part by its name (parts.py). Between steps a part may be set again, to the same numbers in another place."""
+        """Give the C++ a part by its name (parts.py)."""
         owner, _, rest = name.partition(".")
         number, slot = (int(rest.split(".")[0]), rest.split(".")[1]) if rest else (-1, name)
         if owner == "mtp":

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__
+from ..checkpoint.tensor_files import PACKED
 from ..config import ModelConfig
 from ..errors import UserError
 from ..files import read_json, sha256_of_file, write_json
@@ -32,7 +33,7 @@ from .packed import BITS, BLOCK_ROWS, GROUP_COLUMNS, LARGE_PAGE, Kind, Packed, d
 from .parts import Part, PartPlan, plan_parts
 from .source import Source
 
-MANIFEST = "packed.json"
+MANIFEST = PACKED
 VERSION = 1  # of the layout, with csrc/engine/matrix.h: another number, another reader
 PAGE_BYTES, SCALES_ALIGNMENT = 4096, 64
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -79,7 +80,7 @@ def layout(plans: list[PartPlan], embedding: torch.dtype) -> dict[str, Place]:
 def file_of(part: str) -> str:
     """The data file of a part: its layer's, or that of the outer parts."""
     owner, _, rest = part.partition(".")
-    return f"{owner.removesuffix('s')}-{int(rest.split('.')[0]):05d}.bin" if rest else "outer.bin"
+    return f"{owner.removesuffix('s')}-{int(rest.split('.')[0]):05d}.packed" if rest else "outer.packed"
 
 
 def sizes_of(places: dict[str, Place]) -> dict[str, int]:

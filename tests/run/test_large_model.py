@@ -87,7 +87,7 @@ def test_sixteen_billion_parameters_in_int4_answer_within_16_gb(tmp_path: Path) 
         write_large(tmp_path)
         results = {how: run_child(tmp_path, 16 * 10**9, how) for how in ("map", "map again", "preload")}
     finally:
-        for path in tmp_path.glob("*.bin"):
+        for path in tmp_path.glob("*.packed"):
             path.unlink()
     print(f"{size / 1e9:.2f} GB on disk", *(f"{how}: {result}" for how, result in results.items()), sep="\n")
     answers = [result["answer"] for result in results.values()]

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from sparseling.checkpoint.hf import empty_model, load_model, open_checkpoint, save_model, without_mtp
+from sparseling.checkpoint.fp8 import dequantize_blocks, quantize_blocks
+from sparseling.checkpoint.hf import empty_model, load_model, open_checkpoint, read_tensors, save_model, without_mtp
 from sparseling.cli import main
 from sparseling.config import ModelConfig, preset
 from sparseling.errors import UserError
@@ -127,6 +129,21 @@ def test_packing_at_load_streams_and_equals_the_model_in_memory(public: Path) ->
     assert open_engine(public).kind == "fp32", "a small model is as exact as can be"
 
 
+def test_fp8_weights_are_multiplied_out_first(public: Path, tmp_path: Path) -> None:
+    tensors = dict(read_tensors(public))
+    name = "model.layers.1.mlp.experts.3.down_proj.weight"
+    codes, scales = quantize_blocks(tensors[name].float())
+    plain = {**tensors, name: dequantize_blocks(codes, scales)}
+    for folder, weights in (("plain", plain), ("fp8", {**tensors, name: codes, name + "_scale_inv": scales})):
+        shutil.copytree(public, tmp_path / folder, ignore=shutil.ignore_patterns("*.safetensors*"))
+        save_file({key: tensor.contiguous() for key, tensor in weights.items()}, tmp_path / folder / "model.safetensors")
+    change("quantization_config", {"quant_method": "fp8", "weight_block_size": [128, 128]}, "config.json")(tmp_path / "fp8")
+    for folder in ("plain", "fp8"):
+        pack_folder(tmp_path / folder, tmp_path / f"{folder}-int4", "int4")
+    assert same_parts(*(source_of_packed(open_packed(tmp_path / f"{folder}-int4")) for folder in ("plain", "fp8")))
+    assert "quantization_config" not in json.loads((tmp_path / "fp8-int4" / "config.json").read_text())
+
+
 def test_parts_lie_on_pages_and_do_not_overlap() -> None:
     config = SMALL.replace(hidden_size=2048, vocab_size=3000, moe_intermediate_size=512)
     places = layout(plan_parts(config, "int8"), torch.bfloat16)
@@ -153,7 +170,7 @@ def test_an_interrupted_conversion_leaves_nothing(public: Path, tmp_path: Path, 
 
 
 def cut(folder: Path) -> None:
-    os.truncate(folder / "layer-00001.bin", (folder / "layer-00001.bin").stat().st_size - 1)
+    os.truncate(folder / "layer-00001.packed", (folder / "layer-00001.packed").stat().st_size - 1)
 
 
 def change(key: str, value: object, file: str = MANIFEST) -> Callable[[Path], None]:
@@ -166,9 +183,9 @@ def change(key: str, value: object, file: str = MANIFEST) -> Callable[[Path], No
 
 
 @pytest.mark.parametrize(("damage", "message"), [
-    (cut, r"layer-00001.bin: has [\d,]+ bytes instead of [\d,]+; copy it again"),
-    (lambda folder: (folder / "outer.bin").unlink(), "outer.bin: is missing"),
-    (lambda folder: (folder / "outer.bin").write_bytes(b""), "outer.bin: has 0 bytes"),
+    (cut, r"layer-00001.packed: has [\d,]+ bytes instead of [\d,]+; copy it again"),
+    (lambda folder: (folder / "outer.packed").unlink(), "outer.packed: is missing"),
+    (lambda folder: (folder / "outer.packed").write_bytes(b""), "outer.packed: has 0 bytes"),
     (lambda folder: (folder / MANIFEST).write_text("{"), "not valid JSON"),
     (lambda folder: (folder / MANIFEST).write_text("[]"), "is not what sparseling convert writes"),
     (change("version", 2), "has version 2, this program reads 1"),
@@ -178,8 +195,8 @@ def change(key: str, value: object, file: str = MANIFEST) -> Callable[[Path], No
     (change("kind", "int8"), "its files are not those of a model such as config.json describes"),
     (change("embedding", "float16"), "embedding of dtype 'float16' is not known"),
     (change("files", 3), "is not what sparseling convert writes"),
-    (change("files", {"../outer.bin": {"bytes": 3}}), "its files are not those"),
-    (change("files", {"outer.bin": 3}), "its files are not those"),
+    (change("files", {"../outer.packed": {"bytes": 3}}), "its files are not those"),
+    (change("files", {"outer.packed": 3}), "its files are not those"),
     (change("hidden_size", 96, "config.json"), "its files are not those"),
     (change("num_hidden_layers", 4, "config.json"), "its files are not those"),
     (lambda folder: (folder / "config.json").unlink(), "config.json: no such file"),
@@ -203,12 +220,12 @@ def test_a_file_that_shrinks_after_it_was_looked_at_is_refused_too(packed: Path,
 def test_changed_bytes_are_found_by_their_hash(packed: Path, tmp_path: Path) -> None:
     shutil.copytree(packed, tmp_path / "model")
     check_hashes(open_packed(tmp_path / "model"))
-    with open(tmp_path / "model" / "layer-00002.bin", "rb+") as stream:
+    with open(tmp_path / "model" / "layer-00002.packed", "rb+") as stream:
         stream.seek(5000)
         byte = stream.read(1)
         stream.seek(5000)
         stream.write(bytes([byte[0] ^ 1]))
-    with pytest.raises(UserError, match=r"layer-00002.bin: its bytes have changed"):
+    with pytest.raises(UserError, match=r"layer-00002.packed: its bytes have changed"):
         check_hashes(open_packed(tmp_path / "model"))
 
 
@@ -217,6 +234,9 @@ def test_what_cannot_be_done_is_said(packed: Path, public: Path, tmp_path: Path,
         open_engine(packed, "int8")
     with pytest.raises(UserError, match="is packed already"):
         pack_folder(packed, tmp_path / "again", "int8")
+    for reading in (load_model, open_checkpoint):
+        with pytest.raises(UserError, match="is packed for the native engine, which alone can read it"):
+            reading(packed)
     with pytest.raises(UserError, match="exists already"):
         pack_folder(public, packed, "int4")
     if why_not(ModelConfig.from_folder(model_folder)) is not None:
