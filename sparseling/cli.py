@@ -13,6 +13,9 @@ from . import __version__
 from .arguments import above_zero, names, positive
 from .bench.options import add_subcommands
 from .errors import UsageError, UserError
+from .serve.options import EXAMPLE as SERVE_EXAMPLE
+from .serve.options import add_options as add_serve_options
+from .serve.options import serve_verb
 
 DESCRIPTION = """The Ling 2.0 recipe made whole: from raw text to a small sparse mixture-of-experts
 reasoning model, and tools for the public checkpoints."""
@@ -119,6 +122,8 @@ def build_parser() -> argparse.ArgumentParser:
     chat.add_argument("--seed", type=int, default=0, help="same seed, same answer (default 0)")
     chat.add_argument("--max-new-tokens", type=int, default=512, help="longest answer in tokens (default 512)")
     chat.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="CPU threads (default: all)")
+
+    add_serve_options(verb("serve", "an OpenAI-compatible server with a page that shows the experts at work", SERVE_EXAMPLE, serve_verb))
 
     evaluate = verb("eval", "exact-match accuracy on held-out problems, both thinking modes",
                     "sparseling eval runs/laptop --problems 200 --json", eval_verb)
