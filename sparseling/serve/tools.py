@@ -30,13 +30,13 @@ class Call(NamedTuple):
 class ToolSplitter:
     """Takes the calls out of a growing text, wherever they stand, also in a think block that was never closed.
 
-    A call comes when its block is whole; text between comes at once, less the line breaks that set calls off. A block that holds no call
-    is text like any other. How the text was cut makes no difference.
+    A call comes when its block is whole; text between comes at once, less the line breaks that set calls off (one is left between text
+    before and after). A block that holds no call is text like any other. How the text was cut makes no difference.
     """
 
     def __init__(self) -> None:
         self.held = ""
-        self.after_call = False
+        self.after_call = self.said = False
 
     def push(self, text: str) -> list[str | Call]:
         """What became certain with `text`, in order."""
@@ -65,20 +65,19 @@ class ToolSplitter:
                 before = start + len(OPEN)
                 pieces += self.text(self.held[:before], self.held[before:], "")
                 continue
-            pieces += self.text(self.held[:start], "", "")
-            if pieces and isinstance(pieces[-1], str):
-                pieces[-1] = pieces[-1].rstrip("\n")
-            pieces += calls
+            pieces += [*self.text(self.held[:start].rstrip("\n"), "", ""), *calls]
             self.held, self.after_call = "" if end is None else inside[end + len(CLOSE):], True
-        return [piece for piece in pieces if piece]
+        return pieces
 
     def text(self, text: str, rest: str, hold: str) -> list[str | Call]:
         """Text that is certain, less line breaks after a call; those of `hold` at its end wait: a call may follow them."""
         if self.after_call:
             text = text.lstrip("\n")
             self.after_call = not text
+            text = "\n" + text if text and self.said else text
         shown = text.rstrip(hold) if hold else text
         self.held = text[len(shown):] + rest
+        self.said = self.said or bool(shown)
         return [shown] if shown else []
 
 
