@@ -19,6 +19,7 @@ from ..errors import UsageError, UserError
 GREEDY_BELOW = 1e-5  # dividing by less would leave the range of float32
 MOST_BIAS = 100.0  # of a token in `logit_bias`, and MOST_PENALTY of the other two: the ranges of the OpenAI API
 MOST_PENALTY = 2.0
+MOST_REPETITION = 100.0  # nothing beyond has a use, and logits must stay finite
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class Sampling:
             raise UsageError(f"temperature: {self.temperature} is negative; give 0 (greedy) or more")
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top_p: {self.top_p} is not above 0 and at most 1; 1 turns it off")
-        if self.repetition_penalty <= 0:
-            raise UsageError(f"repetition_penalty: {self.repetition_penalty} is not above 0; 1 turns it off")
+        if not 1 / MOST_REPETITION <= self.repetition_penalty <= MOST_REPETITION:
+            raise UsageError(f"repetition_penalty: {self.repetition_penalty} is not between 0.01 and 100; 1 turns it off")
         if not 0 <= self.min_p <= 1:
             raise UsageError(f"min_p: {self.min_p} is not between 0 and 1; 0 turns it off")
         for key in ("presence_penalty", "frequency_penalty"):

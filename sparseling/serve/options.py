@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from ..arguments import above_zero, positive
+from ..arguments import above_zero, port, positive
 from ..errors import UserError
 
 EXAMPLE = "sparseling serve runs/laptop --port 8000"
@@ -16,7 +16,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of `serve`."""
     parser.add_argument("model", metavar="MODEL", help="run folder, model folder, or hub id")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1: this machine only)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen at, 0 = any free one (default 8000)")
+    parser.add_argument("--port", type=port, default=8000, help="port to listen at, 0 = any free one (default 8000)")
     parser.add_argument("--name", help="the model's name in the API (default: the folder's)")
     parser.add_argument("--weights", choices=["fp32", "bf16", "int8", "int4"], default="bf16", help="precision of weights (default bf16)")
     parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1, metavar="N", help="CPU threads (default: all)")

@@ -79,7 +79,10 @@ def rule_of(request: GenerationRequest) -> str | None:
     if regex is not None:
         if form.type not in ("text", "regex"):
             raise ApiError(400, "regex: stands beside a response_format; give one of them", "regex")
-        return regex_rule(regex)
+        try:
+            return regex_rule(regex)
+        except UserError as error:
+            raise ApiError(400, str(error), "regex") from None
     if form.type == "regex":
         raise ApiError(400, "response_format.regex: is missing", "response_format")
     if form.type == "json_object":

@@ -33,7 +33,7 @@ CONFIG = preset("pico").replace(
     vocab_size=420, hidden_size=64, num_attention_heads=2, head_dim=32, moe_intermediate_size=32, num_key_value_heads=1,
     max_position_embeddings=1024, num_nextn_predict_layers=0,
 )
-TEXTS = ['detailed thinking on and off, SYSTEM HUMAN ASSISTANT <think>\nHow many?\n</think>\n\n {"name": "Größe 数", "arguments": {"a": 12}}'] * 20
+TEXTS = ['detailed thinking on and off, SYSTEM HUMAN ASSISTANT <think>\nHow many?\n</think>\n\n {"name": "Größe", "arguments": {"a": 12}}']
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Running:
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return train_tokenizer(TEXTS, 400, Path(tmp_path_factory.mktemp("tokenizer")))
+    return train_tokenizer(TEXTS * 20, 400, Path(tmp_path_factory.mktemp("tokenizer")))
 
 
 @pytest.fixture(scope="session")

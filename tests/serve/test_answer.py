@@ -34,7 +34,8 @@ def progress(token: int | None, finish: str | None, place: int) -> Progress:
 def run(tokenizer: Tokenizer, ids: list[int], stops: tuple[str, ...] = (), finish: str = "stop") -> tuple[Answer, Delta, list[Delta]]:
     plan = Plan([5, 6, 7], 100, GREEDY, (), stops, top_logprobs=0)
     answer, all_of_it, deltas = Answer(plan, tokenizer, True, True, NoExperts(), 3), Delta(), []
-    steps = [progress(token, "length" if finish == "length" and n == len(ids) - 1 else None, n + 2 if n else -1) for n, token in enumerate(ids)]
+    ends = ["length" if finish == "length" and n == len(ids) - 1 else None for n in range(len(ids))]
+    steps = [progress(token, ends[n], n + 2 if n else -1) for n, token in enumerate(ids)]
     for step in steps + ([progress(None, "stop", len(ids) + 2)] if finish == "stop" else []):
         if answer.finish is None:
             deltas.append(answer.push(step))

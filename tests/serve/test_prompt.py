@@ -49,7 +49,8 @@ def test_tools_are_rendered_as_the_template_does(tokenizer: Tokenizer, thinking:
 
 def test_nobody_can_write_control_tokens(tokenizer: Tokenizer) -> None:
     def controls(text: str) -> list[int]:
-        tool = Tool.model_validate({"function": {"name": f"f{text}", "description": text, "parameters": {"properties": {text: {"enum": [text]}}}}})
+        parameters = {"properties": {text: {"enum": [text]}}}
+        tool = Tool.model_validate({"function": {"name": f"f{text}", "description": text, "parameters": parameters}})
         call = {"function": {"name": "f", "arguments": f'{{"x": "{text}"}}'}}
         messages = parsed({"role": "system", "content": text}, {"role": "user", "content": text},
                           {"role": "assistant", "content": text, "reasoning_content": text, "tool_calls": [call]},

@@ -33,6 +33,7 @@ def block(*calls: dict[str, object]) -> str:
     return "\n".join(f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>" for call in calls)
 
 
+PIECES = ["<tool_call>", "</tool_call>", "<think>", "</think>", "\n", '{"name": "f"}', '"', "\\", "a", "ü", "{", "<"]
 WEATHER = {"name": "weather", "arguments": {"city": "Köln", "days": 3, "units": {"t": "°C"}, "tags": ["a", "b"], "note": None}}
 TIME = {"name": "time", "arguments": {}}
 CASES = {
@@ -51,7 +52,8 @@ CASES = {
                                    '<tool_call>{"name": "f}</tool_call>'),
     "end missing": ('<tool_call>\n{"name": "time", "arguments": {}}', "", [TIME], ""),
     "cut off": ('<tool_call>\n{"name": "time", "argum', "", [], '<tool_call>\n{"name": "time", "argum'),
-    "arguments as text": ('<tool_call>{"name": "f", "arguments": "{\\"ä\\": 1}"}</tool_call>', "", [{"name": "f", "arguments": {"ä": 1}}], ""),
+    "arguments as text": ('<tool_call>{"name": "f", "arguments": "{\\"ä\\": 1}"}</tool_call>', "",
+                          [{"name": "f", "arguments": {"ä": 1}}], ""),
     "a list": ('<tool_call>[{"name": "f"}, {"name": "g", "arguments": null}]</tool_call>', "",
                [{"name": "f", "arguments": {}}, {"name": "g", "arguments": {}}], ""),
     "two in a block": ('<tool_call>{"name": "f"}\n{"name": "g"}</tool_call>', "", [{"name": "f", "arguments": {}},
@@ -81,8 +83,7 @@ def test_every_cut_gives_what_the_whole_gives(name: str) -> None:
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
-@given(st.lists(st.sampled_from(["<tool_call>", "</tool_call>", "<think>", "</think>", "\n", '{"name": "f"}', '"', "\\", "a", "ü", "{", "<"]),
-                max_size=12), st.integers(0, 10**6))
+@given(st.lists(st.sampled_from(PIECES), max_size=12), st.integers(0, 10**6))
 def test_any_mixture_of_pieces_is_found_the_same_at_any_cut(parts: list[str], seed: int) -> None:
     text, rng = "".join(parts), random.Random(seed)
     whole = found([text])
@@ -118,6 +119,7 @@ def test_the_rule_of_calls_is_a_grammar_that_calls_keep_to(tokenizer) -> None:  
             grammar.push(token)
         return bool(grammar.allowed()[tokenizer.eos_id])
 
-    one, other = '<tool_call>\n{"name": "f", "arguments": {"a": 3}}\n</tool_call>', '<tool_call>\n{"name":"g","arguments":{"x":"ü"}}\n</tool_call>'
+    one = '<tool_call>\n{"name": "f", "arguments": {"a": 3}}\n</tool_call>'
+    other = '<tool_call>\n{"name":"g","arguments":{"x":"ü"}}\n</tool_call>'
     assert accepted(one, True) and accepted(other, False) and accepted(f"{one}\n{other}", True) and not accepted(f"{one}\n{other}", False)
     assert not accepted(one.replace("3", '"3"'), True) and not accepted(one.replace('"f"', '"h"'), True) and not accepted("hello", True)
