@@ -20,6 +20,7 @@ EXAMPLES = {
     "experts": "sparseling bench experts --experts 8,64,256 --peer",
     "growth": "sparseling bench growth --axis experts --out plots",
     "race": "sparseling bench race recipes/race.yaml --minutes 10 --out plots",
+    "serve": "sparseling bench serve runs/laptop --streams 200 --seconds 60 --json",
 }
 
 
@@ -65,6 +66,15 @@ def add_subcommands(parser: argparse.ArgumentParser) -> None:
     race.add_argument("--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="where run folders lie (default: runs)")
     race.add_argument("--out", type=Path, metavar="FOLDER", help="where race.json and race.svg go (default: race/ in the run folder)")
     race.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+    serve = subcommand("serve", "a server under load: many streams at once, each text compared with the same request alone", serve_verb)
+    serve.add_argument("model", nargs="?", metavar="MODEL", help="what to serve: run folder, model folder, or hub id")
+    serve.add_argument("--url", help="a server that runs already, instead of MODEL")
+    serve.add_argument("--streams", type=positive, default=200, metavar="N", help="at once (default 200)")
+    serve.add_argument("--seconds", type=above_zero, default=60.0, metavar="N", help="new requests for so long (default 60)")
+    serve.add_argument("--weights", choices=["fp32", "bf16", "int8", "int4"], default="bf16", help="precision of MODEL (default bf16)")
+    serve.add_argument("--threads", type=positive, default=os.cpu_count() or 1, metavar="N", help="CPU threads of MODEL (default: all)")
+    serve.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
 def add_shape_options(parser: argparse.ArgumentParser, sequences: int) -> None:
@@ -144,6 +154,15 @@ def race_verb(options: argparse.Namespace) -> None:
     run_recipe(recipe, folder, until="data")  # on the CPU, where the race is run
     result = race(course_of(recipe, folder), racers, 60 * options.minutes, options.points, options.rates or [rate / 2, rate, 2 * rate], out)
     print(json.dumps(result) if options.json else race_table(result))
+
+
+def serve_verb(options: argparse.Namespace) -> None:
+    from .serve import bench_serve, serve_table
+
+    if (options.model is None) == (options.url is None):
+        raise UsageError("bench serve: give MODEL or --url, one of them")
+    result = bench_serve(options.model, options.url, options.streams, options.seconds, options.weights, options.threads)
+    print(json.dumps(result) if options.json else serve_table(result))
 
 
 def shape_of(options: argparse.Namespace) -> Shape:
