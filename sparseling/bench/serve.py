@@ -22,7 +22,8 @@ from ..progress import Bar, bar, say
 
 DIFFERENT = 32  # requests, each sent again and again
 STREAM_SECONDS = 300.0  # before a stream counts as failed
-WORDS = ["add", "sort", "reverse", "the", "largest", "of", "three", "numbers", "letters", "what", "is", "how", "many", "and", "then", "a", "river", "town", "house", "light", "water", "small"]
+WORDS = ["add", "sort", "reverse", "the", "largest", "of", "three", "numbers", "letters", "what", "is", "how", "many", "and", "then",
+         "river", "town", "house", "light", "water", "small"]
 
 
 @dataclass(frozen=True)
