@@ -6,6 +6,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 from ..data.tokenizer import StreamDecoder, Tokenizer
 from ..run.job import Progress, RoutingRows
 from ..run.text import AnswerText
@@ -53,8 +55,8 @@ class Answer:
         self.parts: list[Part] = []
         self.decoded = self.shown = 0                                            # characters that were decoded, and given or withheld
         self.waiting: deque[tuple[int, dict[str, Any]]] = deque()                # log-probabilities by the place where their text ends
-        self.unsorted: list[dict[str, Any]] = []                                 # routing of tokens whose part is not certain yet
-        self.rows: list[RoutingRows] = []
+        self.unsorted: deque[dict[str, Any]] = deque()                           # routing of tokens whose part is not certain yet
+        self.expert_ids: list[np.ndarray] = []                                   # [tokens, layers, k] of all tokens read
         self.finish: Literal["stop", "length", "tool_calls"] | None = None
         self.called = False
 
@@ -149,7 +151,7 @@ class Answer:
 
     def route(self, rows: RoutingRows) -> None:
         if self.keep_rows:
-            self.rows.append(rows)
+            self.expert_ids.append(rows.expert_ids)
         if self.view is not None:
             entries = self.view.entries(rows, self.token_at, self.text_of_token)
             self.unsorted += [entry for entry in entries if entry["index"] >= self.show_from]
@@ -168,11 +170,11 @@ class Answer:
             place = self.unsorted[0]["index"] - len(self.plan.prompt)
             if place >= len(self.parts):
                 break
-            entry = self.unsorted.pop(0)
+            entry = self.unsorted.popleft()
             entry["part"] = self.parts[place] if place >= 0 else "prompt"
             certain.append(entry)
         return certain
 
     def routed_experts(self) -> str:
         """Experts of all tokens read."""
-        return routed_experts(self.rows)
+        return routed_experts(self.expert_ids)

@@ -11,7 +11,7 @@ from .answer import Answer, Delta
 from .errors import ApiError
 from .plan import Plan, routing_of, rule_of, sampling_of, stop_strings_of
 from .protocol import CompletionRequest
-from .service import Answers, Service
+from .service import Answers, Service, aside_if_large
 
 DEFAULT_TOKENS = 16  # as the OpenAI API has it
 
@@ -36,8 +36,9 @@ class Completion:
         prompts = prompts_of(request.prompt)
         if len(prompts) * n > service.thread.most:
             raise ApiError(400, f"prompt: {len(prompts) * n} answers are more than this server may hold; ask for fewer", "prompt")
-        plans = [Plan(self.ids_of(prompt), request.max_tokens or DEFAULT_TOKENS, sampling, service.stop_ids, stops, n,
-                      request.logprobs, routing_of(request), rule) for prompt in prompts]
+        ids = await aside_if_large(sum(map(len, prompts)), lambda: [self.ids_of(prompt) for prompt in prompts])
+        plans = [Plan(prompt, request.max_tokens or DEFAULT_TOKENS, sampling, service.stop_ids, stops, n, request.logprobs,
+                      routing_of(request), rule) for prompt in ids]
         self.answers = await service.answers(plans, request, False, False)
         self.offsets = [len(self.echo_of(answer)) for answer in self.answers.answers]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
@@ -11,10 +13,11 @@ import numpy as np
 
 from ..run.sampler import GREEDY
 from .completions import prompts_of
+from .engine_thread import Event
 from .errors import ApiError
 from .plan import Plan
 from .protocol import EmbeddingRequest
-from .service import Service
+from .service import Service, aside_if_large
 
 
 async def embeddings(service: Service, request: EmbeddingRequest) -> dict[str, Any]:
@@ -22,7 +25,9 @@ async def embeddings(service: Service, request: EmbeddingRequest) -> dict[str, A
     service.check_model(request.model)
     if request.dimensions not in (None, service.config.hidden_size):
         raise ApiError(400, f"dimensions: the model has {service.config.hidden_size}; leave it out", "dimensions")
-    prompts = [service.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts_of(request.input)]
+    texts = prompts_of(request.input)
+    prompts = await aside_if_large(sum(map(len, texts)), lambda: [
+        service.tokenizer.encode(text) if isinstance(text, str) else text for text in texts])
     for ids in prompts:
         service.check_prompt(Plan(ids, 1, GREEDY, ()))
     service.metrics.prompt_tokens.inc(sum(map(len, prompts)))
@@ -41,8 +46,8 @@ async def computed(service: Service, prompts: list[list[int]]) -> list[np.ndarra
     streams = service.thread.submit([partial(lambda scheduler, ids: scheduler.submit_embedding(ids), ids=ids) for ids in prompts])
     deadline = asyncio.get_running_loop().time() + service.settings.request_seconds
     vectors: dict[int, np.ndarray] = {}
-    async for batch in service.thread.events(streams, deadline):
-        for number, event in batch:
+    async with contextlib.aclosing(service.thread.events(streams, deadline)) as batches:
+        async for number, event in flat(batches):
             if isinstance(event, ApiError):
                 raise event
             if event.finish is not None:
@@ -50,6 +55,12 @@ async def computed(service: Service, prompts: list[list[int]]) -> list[np.ndarra
                 mean = event.job.hidden_sum / len(prompts[number])
                 vectors[number] = mean / max(float(np.linalg.norm(mean)), 1e-12)
     return [vectors[number] for number in range(len(prompts))]
+
+
+async def flat(batches: AsyncIterator[list[Event]]) -> AsyncIterator[Event]:
+    async for batch in batches:
+        for event in batch:
+            yield event
 
 
 def as_wanted(vector: np.ndarray, form: str | None) -> list[float] | str:

@@ -7,7 +7,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
 from ..errors import UserError
@@ -78,22 +78,21 @@ class EngineThread:
             self.metrics.cancelled.inc()
             self.commands.put(lambda: self.give_up(stream))
 
-    async def events(self, streams: list[Stream], deadline: float) -> AsyncIterator[list[Event]]:
-        """What comes until all streams are over, as much at a time as there is. Raises `ApiError` 504 at `deadline` (loop time); streams
-        that are not over at the end are cancelled, however it comes."""
+    async def events(self, streams: list[Stream], deadline: float) -> AsyncGenerator[list[Event]]:
+        """What comes until all streams are over, as much at a time as there is; an `ApiError` 504 at `deadline` (loop time). Streams that
+        are not over at the end are cancelled, however it comes."""
+        target = streams[0].target
+        late = ApiError(504, "the answer took too long and was stopped; ask for fewer tokens, or try when there is less to do",
+                        code="timeout")
+        timer = asyncio.get_running_loop().call_at(deadline, target.put_nowait, (0, late))
         try:
-            while not all(stream.over for stream in streams) or not streams[0].target.empty():
-                target = streams[0].target
-                try:
-                    async with asyncio.timeout_at(deadline):
-                        batch = [await target.get()]
-                except TimeoutError:
-                    raise ApiError(504, "the answer took too long and was stopped; ask for fewer tokens, or try when there is less to do",
-                                   code="timeout") from None
+            while not all(stream.over for stream in streams) or not target.empty():
+                batch = [await target.get()]
                 while not target.empty():
                     batch.append(target.get_nowait())
                 yield batch
         finally:
+            timer.cancel()
             for stream in streams:
                 self.cancel(stream)
 

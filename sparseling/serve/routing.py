@@ -53,9 +53,9 @@ def rounded(values: np.ndarray) -> np.ndarray:
     return np.round(values.astype(np.float64), 5)
 
 
-def routed_experts(rows: list[RoutingRows]) -> str:
+def routed_experts(parts: list[np.ndarray]) -> str:
     """Base64 of little-endian int32 [tokens read, MoE layers, k], in the order of the tokens."""
-    return base64.b64encode(b"".join(part.expert_ids.astype("<i4").tobytes() for part in rows)).decode()
+    return base64.b64encode(b"".join(part.astype("<i4").tobytes() for part in parts)).decode()
 
 
 def moe_layers(config: ModelConfig) -> list[int]:

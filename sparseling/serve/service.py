@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from ..config import ModelConfig
 from ..data.tokenizer import Tokenizer
@@ -14,15 +15,20 @@ from ..errors import UserError
 from ..run.constraint import Vocabulary
 from ..run.engine import Engine
 from ..run.load import stop_ids_of
+from ..run.sampler import NOT_FINITE
 from ..run.scheduler import Scheduler
 from .answer import Answer, Delta
-from .engine_thread import EngineThread
+from .engine_thread import EngineThread, Event
 from .errors import ApiError
 from .metrics import Metrics
 from .plan import Plan
 from .protocol import GenerationRequest
 from .routing import RoutingView, moe_layers, routing_shown_from
 from .settings import Settings
+
+T = TypeVar("T")
+MOST_SHOWN = 2_000_000  # choices of an expert in one reply: some 200 MB while it is made
+LARGE_CHARACTERS = 20_000  # prompts above are tokenised beside the event loop
 
 
 @dataclass
@@ -88,10 +94,21 @@ class Service:
             too_long = "context" in str(error)
             raise ApiError(400, str(error), key, "context_length_exceeded" if too_long else None) from None
 
+    def check_routing(self, plans: list[Plan], request: GenerationRequest) -> None:
+        """Raises `ApiError` for more routing than memory should hold as JSON."""
+        read = sum(plan.choices * (min(plan.max_tokens, self.context) + (len(plan.prompt) if request.routing == "all" else 0))
+                   for plan in plans)
+        chosen = read * len(self.view.layers) * self.config.num_experts_per_tok
+        if chosen > MOST_SHOWN:
+            raise ApiError(400, f"routing: {read} tokens choose experts {chosen} times, more than {MOST_SHOWN} to show; ask for fewer "
+                                "tokens (max_tokens), or for return_routed_experts instead", "routing")
+
     async def answers(self, plans: list[Plan], request: GenerationRequest, split: bool, tools: bool) -> Answers:
         """Begin all choices of all plans (a plan's choices stand together). Raises `ApiError`."""
         for plan in plans:
             self.check_prompt(plan)
+        if request.routing:
+            self.check_routing(plans, request)
         constraints = [[None] * plan.choices if plan.rule is None else await asyncio.to_thread(plan.constraints, self.vocabulary)
                        for plan in plans]
         jobs = [job for plan, bound in zip(plans, constraints, strict=True) for job in plan.jobs(bound)]
@@ -102,6 +119,11 @@ class Service:
         return Answers(self, answers, jobs)
 
 
+async def aside_if_large(characters: int, function: Callable[[], T]) -> T:
+    """The result of `function`, in another thread where it takes long enough to hold up others."""
+    return await asyncio.to_thread(function) if characters > LARGE_CHARACTERS else function()
+
+
 class Answers:
     """The answers of one request on their way. They are begun when `__init__` returns."""
 
@@ -109,23 +131,27 @@ class Answers:
         self.service, self.answers = service, answers
         self.streams = service.thread.submit(jobs)
 
-    async def deltas(self) -> AsyncIterator[list[tuple[int, Delta]]]:
+    async def deltas(self) -> AsyncGenerator[list[tuple[int, Delta]]]:
         """What came, joined by choice. Raises `ApiError` when an answer fails; whatever is not over at the end is cancelled."""
         deadline = asyncio.get_running_loop().time() + self.service.settings.request_seconds
-        async for batch in self.service.thread.events(self.streams, deadline):
-            joined: dict[int, Delta] = {}
-            for number, event in batch:
-                answer = self.answers[number]
-                if isinstance(event, ApiError):
-                    raise event
-                if event.finish == "failed":
-                    raise ApiError(500 if "model" in event.job.failure else 400, event.job.failure, code="answer_failed")
-                if answer.finish is None:
-                    joined.setdefault(number, Delta()).add(answer.push(event))
-                    if answer.stopped:
-                        self.service.thread.cancel(self.streams[number])
-            yield list(joined.items())
+        async with contextlib.aclosing(self.service.thread.events(self.streams, deadline)) as batches:
+            async for batch in batches:
+                yield self.joined(batch)
         self.service.metrics.cached_tokens.inc(self.cached_tokens)
+
+    def joined(self, batch: list[Event]) -> list[tuple[int, Delta]]:
+        joined: dict[int, Delta] = {}
+        for number, event in batch:
+            answer = self.answers[number]
+            if isinstance(event, ApiError):
+                raise event
+            if event.finish == "failed":
+                raise ApiError(500 if event.job.failure == NOT_FINITE else 400, event.job.failure, code="answer_failed")
+            if answer.finish is None:
+                joined.setdefault(number, Delta()).add(answer.push(event))
+                if answer.stopped:
+                    self.service.thread.cancel(self.streams[number])
+        return list(joined.items())
 
     def close(self) -> None:
         """Give up what is not over."""

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from sparseling.errors import UserError
-from sparseling.serve import connection
+from sparseling.serve import connection, service
 from sparseling.serve.limits import Buckets
 from sparseling.serve.settings import key_hash, read_keys
 
@@ -164,6 +164,22 @@ def test_malformed_requests_are_refused_in_words(running: Running, body: bytes) 
     for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
         status, reply, _ = post(running, path, body)
         assert 400 <= status < 500 and reply["error"]["message"], (path, reply)
+
+
+def test_prompts_that_are_too_long_hold_up_nobody(running: Running) -> None:
+    text = "How many? " * 200_000
+    for path, body in (("/v1/completions", {"prompt": text}), ("/v1/embeddings", {"input": [text]}),
+                       ("/v1/chat/completions", {"messages": [{"role": "user", "content": text}], "tools": [{"function": {"name": "f"}}]})):
+        status, reply, _ = post(running, path, body)
+        assert status == 400 and reply["error"]["code"] == "context_length_exceeded"
+
+
+def test_more_routing_than_memory_should_hold_is_refused(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "MOST_SHOWN", 10 * len(running.service.view.layers) * running.service.config.num_experts_per_tok)
+    for body, status in (({"max_tokens": 10}, 200), ({"max_tokens": 11}, 400), ({"max_tokens": 2**30}, 400),
+                         ({"max_tokens": 4, "n": 3}, 400), ({"max_tokens": 10, "routing": "all"}, 400),
+                         ({"max_tokens": 20, "routing": None}, 200)):
+        assert post(running, "/v1/completions", {"prompt": "How many?", "routing": True, **body})[0] == status
 
 
 def test_half_a_character_is_text_like_any_other(running: Running) -> None:
