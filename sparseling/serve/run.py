@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 import socket
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from ..run.load import load
 from ..run.packed import Kind
 from ..run.scheduler import pages_for
 from .app import create_app
-from .connection import GuardedProtocol
+from .connection import MOST_CONNECTIONS, GuardedProtocol
 from .limits import Limits
 from .service import Service
 from .settings import Settings
@@ -91,6 +92,7 @@ class Server(uvicorn.Server):
 
 def serve(folder: str, options: EngineOptions, settings: Settings, host: str = "127.0.0.1", port: int = 8000) -> int:
     """Serve a model until a signal comes; returns the exit code 0. Raises `UserError` for a model or port that cannot be used."""
+    allow_connections()
     listening = listen(host, port)
     engine, tokenizer = open_model(folder, options, settings.max_streams)
     limits = create_app(Service(settings, engine, tokenizer))
@@ -101,6 +103,15 @@ def serve(folder: str, options: EngineOptions, settings: Settings, host: str = "
         f"{engine.weight_bytes / 2**20:.0f} MiB of weights, {engine.pages} pages of {PAGE} tokens, {settings.max_streams} answers at once)")
     Server(config, limits).run(sockets=[listening])
     return 0
+
+
+def allow_connections() -> None:
+    """Ask the system for room for `MOST_CONNECTIONS`; some allow 1024 open files unless asked."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_CONNECTIONS + 256
+    wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -22,7 +22,11 @@ from sparseling.serve.settings import key_hash, read_keys
 from .conftest import Running
 
 CHAT = {"messages": [{"role": "user", "content": "How many?"}], "max_tokens": 4}
-LONG = {"prompt": "How many?", "max_tokens": 900, "ignored": 1, "logit_bias": {}}
+
+
+def endless(running: Running) -> dict[str, Any]:
+    """A completion that goes on as long as the context lets it: it may not say a stop token."""
+    return {"prompt": "How many?", "max_tokens": 900, "logit_bias": {str(token): -100 for token in running.service.stop_ids}}
 
 
 def post(running: Running, path: str, body: Any, **headers: str) -> tuple[int, Any, Any]:
@@ -112,13 +116,13 @@ def test_too_many_requests_are_told_when_to_come_again(start: Callable[..., Runn
 def test_more_than_may_wait_get_429_and_nothing_is_lost(start: Callable[..., Running]) -> None:
     running = start(max_streams=2, max_waiting=3)
     with contextlib.ExitStack() as stack:
-        streams = [stack.enter_context(raw(running, request_of({**LONG, "stream": True}))) for _ in range(5)]
+        streams = [stack.enter_context(raw(running, request_of({**endless(running), "stream": True}))) for _ in range(5)]
         assert all(stream.recv(12) == b"HTTP/1.1 200" for stream in streams)
         while len(running.service.thread.active) < 5:
             time.sleep(0.01)
         status, body, headers = post(running, "/v1/chat/completions", CHAT)
         assert status == 429 and body["error"]["code"] == "overloaded" and int(headers["Retry-After"]) >= 1
-        assert post(running, "/v1/completions", {**LONG, "n": 6})[0] in (400, 429)
+        assert post(running, "/v1/completions", {**endless(running), "n": 6})[0] in (400, 429)
     assert well(running)
 
 
@@ -139,9 +143,9 @@ def test_sizes_are_limited_whether_declared_or_not(start: Callable[..., Running]
 
 def test_an_answer_that_takes_too_long_is_stopped(start: Callable[..., Running]) -> None:
     running = start(request_seconds=0.05)
-    status, body, _ = post(running, "/v1/completions", {**LONG, "prompt": "x " * 400})
+    status, body, _ = post(running, "/v1/completions", {**endless(running), "prompt": "x " * 400})
     assert status == 504 and body["error"]["code"] == "timeout"
-    with raw(running, request_of({**LONG, "stream": True})) as plain:
+    with raw(running, request_of({**endless(running), "stream": True})) as plain:
         plain.settimeout(10)
         data = b""
         while b"[DONE]" not in data:
@@ -196,7 +200,8 @@ def test_other_ways_and_methods(running: Running) -> None:
 
 
 def test_a_client_that_leaves_frees_its_pages(running: Running) -> None:
-    for body in (LONG, {**LONG, "stream": True}, {**LONG, "stream": True, "n": 4}, {**LONG, "n": 3}):
+    long = endless(running)
+    for body in (long, {**long, "stream": True}, {**long, "stream": True, "n": 4}, {**long, "n": 3}):
         for wait in (False, True):
             with raw(running, request_of(body)) as plain:
                 if wait and body.get("stream"):
@@ -210,12 +215,20 @@ def test_a_client_that_leaves_frees_its_pages(running: Running) -> None:
 def test_half_closed_slow_and_broken_connections_do_no_harm(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "HEADER_SECONDS", 0.5)
     monkeypatch.setattr(connection, "MOST_HEADER_BYTES", 20_000)
-    with raw(running, request_of({**LONG, "max_tokens": 5})) as plain:            # the client says no more, but listens
+    with raw(running, request_of({**endless(running), "max_tokens": 5})) as plain:            # the client says no more, but listens
         plain.shutdown(socket.SHUT_WR)
         read_all(plain)
     for data in (b"", b"GET / HT", b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"):
         with raw(running, data) as plain:
             assert read_all(plain) == b""
+    with raw(running, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n") as plain:    # the second head comes letter by letter, for ever
+        assert plain.recv(12) == b"HTTP/1.1 200"
+        started = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() < started + 5:
+                plain.sendall(b"G" if time.monotonic() < started + 0.05 else b"E")
+                time.sleep(0.1)
+        assert time.monotonic() < started + 3
     with raw(running, b"GET /health HTTP/1.1\r\n") as plain:
         with contextlib.suppress(ConnectionError):
             for n in range(2000):
@@ -225,7 +238,7 @@ def test_half_closed_slow_and_broken_connections_do_no_harm(running: Running, mo
                  b"\x16\x03\x01\x02\x00"):
         with raw(running, data) as plain:
             assert read_all(plain)[:12] in (b"HTTP/1.1 400", b"")
-    with raw(running, request_of({**LONG, "max_tokens": 3}) * 5) as plain:        # five in one packet
+    with raw(running, request_of({**endless(running), "max_tokens": 3}) * 5) as plain:        # five in one packet
         plain.settimeout(5)
         data = b""
         while data.count(b"HTTP/1.1 200") < 5:
@@ -236,7 +249,7 @@ def test_half_closed_slow_and_broken_connections_do_no_harm(running: Running, mo
 def test_a_client_that_does_not_read_holds_up_nobody(running: Running) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(6):
-            plain = stack.enter_context(raw(running, request_of({**LONG, "stream": True, "logprobs": 20, "routing": "all"})))
+            plain = stack.enter_context(raw(running, request_of({**endless(running), "stream": True, "logprobs": 20, "routing": "all"})))
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
         assert post(running, "/v1/chat/completions", CHAT)[0] == 200
     assert well(running)

@@ -43,21 +43,26 @@ def address(process: subprocess.Popen[str]) -> str:
     raise AssertionError("it did not start")
 
 
-def stream_of(url: str, tokens: int, into: list[bytes]) -> None:
-    body = json.dumps({"prompt": "How many?", "max_tokens": tokens, "stream": True, "seed": 1, "stream_options": {"include_usage": True},
-                       "logit_bias": {}}).encode()
+def body_of(tokens: int, tokenizer: Tokenizer) -> bytes:
+    """A stream of exactly so many tokens."""
+    bias = {str(token): -100 for token in (tokenizer.eos_id, tokenizer.end_of_text_id)}
+    return json.dumps({"prompt": "How many?", "max_tokens": tokens, "stream": True, "seed": 1, "logit_bias": bias,
+                       "stream_options": {"include_usage": True}}).encode()
+
+
+def stream_of(url: str, body: bytes, into: list[bytes]) -> None:
     request = urllib.request.Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=120) as reply:
         while part := reply.read1(65536):
             into.append(part)
 
 
-def test_sigterm_lets_running_answers_finish_and_refuses_new_ones(folder: Path) -> None:
+def test_sigterm_lets_running_answers_finish_and_refuses_new_ones(folder: Path, tokenizer: Tokenizer) -> None:
     process = launch(str(folder), "--port", "0", "--weights", "fp32", "--threads", "1")
     try:
         url = address(process)
         data: list[bytes] = []
-        reader = threading.Thread(target=stream_of, args=(url, 3000, data))
+        reader = threading.Thread(target=stream_of, args=(url, body_of(3000, tokenizer), data))
         reader.start()
         while len(data) < 3:
             time.sleep(0.01)
@@ -65,7 +70,7 @@ def test_sigterm_lets_running_answers_finish_and_refuses_new_ones(folder: Path) 
         refused = set()
         while reader.is_alive():
             try:
-                stream_of(url, 1, [])
+                stream_of(url, body_of(1, tokenizer), [])
             except urllib.error.HTTPError as error:
                 refused.add((error.code, json.loads(error.read())["error"]["code"], error.headers["Retry-After"]))
             except (urllib.error.URLError, ConnectionError, OSError):
@@ -74,19 +79,19 @@ def test_sigterm_lets_running_answers_finish_and_refuses_new_ones(folder: Path) 
         reader.join(60)
         whole = b"".join(data)
         assert refused == {(503, "draining", "5")}
-        assert whole.endswith(b"data: [DONE]\n\n") and (b'"finish_reason":"length"' in whole or b'"finish_reason":"stop"' in whole)
+        assert whole.endswith(b"data: [DONE]\n\n") and b'"finish_reason":"length"' in whole and b'"completion_tokens":3000' in whole
         assert process.wait(20) == 0
     finally:
         process.kill()
         process.wait()
 
 
-def test_a_second_signal_ends_it_at_once(folder: Path) -> None:
+def test_a_second_signal_ends_it_at_once(folder: Path, tokenizer: Tokenizer) -> None:
     process = launch(str(folder), "--port", "0", "--threads", "1")
     try:
         url = address(process)
         with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as plain:
-            body = json.dumps({"prompt": "How", "max_tokens": 4000, "stream": True, "logit_bias": {}}).encode()
+            body = body_of(4000, tokenizer)
             head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n"
             plain.sendall(head.format(len(body)).encode() + body)
             assert plain.recv(10)
