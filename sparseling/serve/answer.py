@@ -85,7 +85,7 @@ class Answer:
             self.show(self.text.take(self.decoder.finish()) + self.text.finish(), delta)
         if progress.finish in ("stop", "length") or self.stopped:
             self.end(delta)
-            self.finish = "tool_calls" if self.called else "length" if progress.finish == "length" and not self.stopped else "stop"
+            self.finish = "length" if progress.finish == "length" and not self.stopped else "tool_calls" if self.called else "stop"
         delta.logprobs += self.certain_logprobs()
         delta.routing += self.certain_routing()
         return delta

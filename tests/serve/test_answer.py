@@ -80,6 +80,8 @@ def test_calls_end_an_answer_as_calls_and_a_full_answer_as_length(tokenizer: Tok
     assert answer.finish == "tool_calls" and reply.reasoning == "I look" and reply.calls == [("f", '{"ü": 1}')] and reply.content == ""
     answer, reply, _ = run(tokenizer, tokenizer.encode("abc"), finish="length")
     assert answer.finish == "length" and reply.content == "abc"
+    answer, reply, _ = run(tokenizer, tokenizer.encode('<tool_call>{"name": "f"}</tool_call>\n<tool_call>{"na'), finish="length")
+    assert answer.finish == "length" and reply.calls == [("f", "{}")] and reply.content == '<tool_call>{"na'
 
 
 def test_any_tokens_at_all_end_in_valid_text(tokenizer: Tokenizer) -> None:
