@@ -24,6 +24,13 @@ def positives(text: str) -> list[int]:
     return [positive(part.strip()) for part in text.split(",")]
 
 
+def port(text: str) -> int:
+    """The number of a TCP port; 0 means any free one."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a port from 0 to 65535")
+    return int(text)
+
+
 def above_zero(text: str) -> float:
     """A number above 0."""
     try:

@@ -14,6 +14,9 @@ from .arguments import names, natural, positive
 from .bench.options import add_subcommands
 from .conversions import add_convert_options, convert_verb
 from .errors import UsageError, UserError
+from .serve.options import EXAMPLE as SERVE_EXAMPLE
+from .serve.options import add_options as add_serve_options
+from .serve.options import serve_verb
 
 DESCRIPTION = """The Ling 2.0 recipe made whole: from raw text to a small sparse mixture-of-experts
 reasoning model, and tools for the public checkpoints."""
@@ -123,6 +126,8 @@ def build_parser() -> argparse.ArgumentParser:
     chat.add_argument("--drafts", type=natural, default=3, metavar="N",
                       help="tokens that an MTP layer may guess at once, where that is faster; 0 = none (default 3)")
     chat.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="CPU threads (default: all)")
+
+    add_serve_options(verb("serve", "an OpenAI-compatible server with a page that shows the experts at work", SERVE_EXAMPLE, serve_verb))
 
     evaluate = verb("eval", "exact-match accuracy on held-out problems, both thinking modes",
                     "sparseling eval runs/laptop --problems 200 --json", eval_verb)

@@ -13,7 +13,7 @@ from sparseling.cli import build_parser, main, parse
 
 from .test_accounting import PUBLISHED
 
-VERBS = ["run", "data", "recipe", "info", "merge", "convert", "chat", "eval", "report", "bench"]
+VERBS = ["run", "data", "recipe", "info", "merge", "convert", "chat", "serve", "eval", "report", "bench"]
 
 
 def test_every_verb_has_help_that_fits_a_screen_and_shows_an_example(

@@ -126,9 +126,13 @@ def _normalised(messages: Sequence[Message], thinking: bool) -> list[Message]:
         if message.role not in ROLES:
             raise UserError(f"messages[{index}].role: '{message.role}' is no role; use one of {', '.join(ROLES)}")
     first = messages[0].content if messages[0].role == "system" else ""
-    mode_on = THINKING_ON in first or (thinking and THINKING_OFF not in first)
     turns = [_split_reasoning(message) for message in messages]
-    return turns if mode_on else [replace(turn, reasoning_content="") for turn in turns]
+    return turns if thinking_on(first, thinking) else [replace(turn, reasoning_content="") for turn in turns]
+
+
+def thinking_on(system: str, thinking: bool) -> bool:
+    """Whether a chat whose first system message says `system` ('' without one) thinks: it may name the mode itself."""
+    return THINKING_ON in system or (thinking and THINKING_OFF not in system)
 
 
 def _split_reasoning(message: Message) -> Message:

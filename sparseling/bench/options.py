@@ -22,6 +22,7 @@ EXAMPLES = {
     "decode": "sparseling bench decode --model mini --llama-python ~/llama/bin/python",
     "prefill": "sparseling bench prefill --model mini --weights bf16 --no-peer",
     "race": "sparseling bench race recipes/race.yaml --minutes 10 --out plots",
+    "serve": "sparseling bench serve runs/laptop --streams 200 --seconds 60 --json",
 }
 
 
@@ -75,6 +76,15 @@ def add_subcommands(parser: argparse.ArgumentParser) -> None:
     prefill = subcommand("prefill", "prompt tokens a second of the engine beside llama.cpp", generation_verb)
     add_generation_options(prefill, prompt_tokens=512)
     prefill.set_defaults(batch=1, new_tokens=0)
+
+    serve = subcommand("serve", "a server under load: many streams at once, each text compared with the same request alone", serve_verb)
+    serve.add_argument("model", nargs="?", metavar="MODEL", help="what to serve: run folder, model folder, or hub id")
+    serve.add_argument("--url", help="a server that runs already, instead of MODEL")
+    serve.add_argument("--streams", type=positive, default=200, metavar="N", help="at once (default 200)")
+    serve.add_argument("--seconds", type=above_zero, default=60.0, metavar="N", help="new requests for so long (default 60)")
+    serve.add_argument("--weights", choices=["fp32", "bf16", "int8", "int4"], default="bf16", help="precision of MODEL (default bf16)")
+    serve.add_argument("--threads", type=positive, default=os.cpu_count() or 1, metavar="N", help="CPU threads of MODEL (default: all)")
+    serve.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
 def add_generation_options(parser: argparse.ArgumentParser, prompt_tokens: int) -> None:
@@ -182,6 +192,15 @@ def race_verb(options: argparse.Namespace) -> None:
     run_recipe(recipe, folder, until="data")  # on the CPU, where the race is run
     result = race(course_of(recipe, folder), racers, 60 * options.minutes, options.points, options.rates or [rate / 2, rate, 2 * rate], out)
     print(json.dumps(result) if options.json else race_table(result))
+
+
+def serve_verb(options: argparse.Namespace) -> None:
+    from .serve import bench_serve, serve_table
+
+    if (options.model is None) == (options.url is None):
+        raise UsageError("bench serve: give MODEL or --url, one of them")
+    result = bench_serve(options.model, options.url, options.streams, options.seconds, options.weights, options.threads)
+    print(json.dumps(result) if options.json else serve_table(result))
 
 
 def shape_of(options: argparse.Namespace) -> Shape:

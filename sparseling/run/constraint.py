@@ -83,10 +83,16 @@ def json_rule(schema: dict[str, Any] | bool) -> str:
 
 
 def regex_rule(regex: str) -> str:
-    """Text that a regular expression matches as a whole (the syntax of Rust's regex crate, without look-around; digits are 0 to 9)."""
+    """Text that a regular expression matches as a whole (the syntax of Rust's regex crate, without look-around; digits are 0 to 9).
+
+    Raises `UserError` for half a surrogate pair, which is no text.
+    """
     from llguidance import regex_to_lark
 
-    return f"/{regex_to_lark(regex, 'd')}/"
+    try:
+        return f"/{regex_to_lark(regex, 'd')}/"
+    except UnicodeEncodeError:
+        raise UserError("constraint: holds half a surrogate pair, which is no text; mend the \\u escape") from None
 
 
 def first_line(text: str) -> str:

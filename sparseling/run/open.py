@@ -68,11 +68,18 @@ def open_engine(model: str | Path, kind: Kind | None = None, pages: int | None =
 
     Raises `UserError` as `source_of_folder` and `Engine` do, `UsageError` as `with_context` does.
     """
-    source = source_of_folder(resolve(model), kind, preload, mtp)
-    config, warning = with_context(source.config, context)
+    source, warning = source_for(model, kind, context, mtp, preload)
     if warning:
         say(warning)
-    return Engine(replace(source, config=config), pages or -(-config.max_position_embeddings // PAGE) + 1, threads)
+    return Engine(source, pages or -(-source.config.max_position_embeddings // PAGE) + 1, threads)
+
+
+def source_for(model: str | Path, kind: Kind | None = None, context: int | None = None, mtp: bool = True, preload: bool = False,
+               ) -> tuple[Source, str]:
+    """The parts for `open_engine`, and what the user is to be told of the context."""
+    source = source_of_folder(resolve(model), kind, preload, mtp)
+    config, warning = with_context(source.config, context)
+    return replace(source, config=config), warning
 
 
 def source_of_folder(folder: Path, kind: Kind | None = None, preload: bool = False, mtp: bool = True) -> Source:

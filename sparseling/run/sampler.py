@@ -19,6 +19,7 @@ from ..errors import UsageError, UserError
 GREEDY_BELOW = 1e-5  # dividing by less would leave the range of float32
 MOST_BIAS = 100.0  # of a token in `logit_bias`, and MOST_PENALTY of the other two: the ranges of the OpenAI API
 MOST_PENALTY = 2.0
+MOST_REPETITION = 100.0  # nothing beyond has a use, and logits must stay finite
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class Sampling:
             raise UsageError(f"temperature: {self.temperature} is negative; give 0 (greedy) or more")
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top_p: {self.top_p} is not above 0 and at most 1; 1 turns it off")
-        if self.repetition_penalty <= 0:
-            raise UsageError(f"repetition_penalty: {self.repetition_penalty} is not above 0; 1 turns it off")
+        if not 1 / MOST_REPETITION <= self.repetition_penalty <= MOST_REPETITION:
+            raise UsageError(f"repetition_penalty: {self.repetition_penalty} is not between 0.01 and 100; 1 turns it off")
         if not 0 <= self.min_p <= 1:
             raise UsageError(f"min_p: {self.min_p} is not between 0 and 1; 0 turns it off")
         for key in ("presence_penalty", "frequency_penalty"):
@@ -117,28 +118,31 @@ def next_tokens(logits: Tensor, history: Tensor | None, sampling: Sampling, draw
     scores = (logits - best[:, None]).div_(sampling.temperature)                 # the best is 0, so exp cannot overflow
     weights = scores.exp()
     if 0 < sampling.top_k < logits.shape[1] or sampling.top_p < 1:
-        weights.masked_fill_(~kept_tokens(scores, sampling), 0)
+        weights.masked_fill_(~kept_tokens(scores, weights, sampling), 0)
     if sampling.min_p > 0:
         weights.masked_fill_(weights < sampling.min_p, 0)                        # the best weighs 1
     return pick(weights, draws)
 
 
-def kept_tokens(scores: Tensor, sampling: Sampling) -> Tensor:
-    """Which tokens top-k and then top-p keep, [batch, vocab] bool; scores [batch, vocab] are log-probabilities up to a constant.
+def kept_tokens(scores: Tensor, weights: Tensor, sampling: Sampling) -> Tensor:
+    """Which tokens top-k and then top-p keep, [batch, vocab] bool; scores [batch, vocab] are log-probabilities up to a constant, weights
+    their exponentials.
 
     Only values are sorted, never ids: the tokens above the last kept value stay, and of those equal to it the first few by id.
     """
     batch, vocab = scores.shape
     if 0 < sampling.top_k < vocab:
         best = scores.topk(sampling.top_k, dim=-1).values                        # [batch, k], best first
+        total = best.exp().cumsum(-1, dtype=torch.float64)[:, -1:]               # in one order at any batch size, unlike a sum
     else:
-        best = sorted_values(scores)
+        total = weights.cumsum(-1, dtype=torch.float64)[:, -1:]
+        # All tokens below this floor together weigh less than half of what top-p leaves out: none of them is kept.
+        best = sorted_values(scores, ((1 - sampling.top_p) * total / (2 * vocab)).log())
     count = torch.full((batch, 1), best.shape[1], device=scores.device)
     if sampling.top_p < 1:
-        weights = best.exp().double()
-        mass = weights.cumsum(-1)                                                # its order of addition is the same at any batch size
-        better = mass - weights                                                  # mass of the tokens that rank before
-        count = (better < sampling.top_p * mass[:, -1:]).sum(-1, keepdim=True)
+        mass = best.exp().cumsum(-1, dtype=torch.float64)
+        better = mass - best.exp()                                               # mass of the tokens that rank before
+        count = (better < sampling.top_p * total).sum(-1, keepdim=True)
     last = best.gather(1, count - 1)                                             # [batch, 1]
     kept = scores >= last
     if bool((kept.sum(-1, keepdim=True) > count).any()):
@@ -148,11 +152,18 @@ def kept_tokens(scores: Tensor, sampling: Sampling) -> Tensor:
     return kept
 
 
-def sorted_values(scores: Tensor) -> Tensor:
-    """The scores of each row, best first. On the CPU by NumPy, whose vectorised sort is many times faster than torch's."""
-    if scores.device.type == "cpu":
-        return torch.from_numpy(-np.sort(-scores.numpy(), axis=-1))
-    return scores.sort(dim=-1, descending=True).values
+def sorted_values(scores: Tensor, floor: Tensor) -> Tensor:
+    """The scores of each row, best first; those below floor [batch, 1] may be missing or -inf.
+
+    On the CPU by NumPy, whose vectorised sort is many times faster than torch's, and only what is above the floor.
+    """
+    if scores.device.type != "cpu":
+        return scores.sort(dim=-1, descending=True).values
+    rows = [np.sort(-row[row >= least]) for row, least in zip(scores.numpy(), floor.numpy(), strict=True)]
+    best = np.full((len(rows), max(map(len, rows))), -np.inf, dtype=np.float32)
+    for target, row in zip(best, rows, strict=True):
+        target[:len(row)] = -row
+    return torch.from_numpy(best)
 
 
 def pick(weights: Tensor, draws: Tensor) -> Tensor:

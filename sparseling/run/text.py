@@ -1,34 +1,26 @@
-"""From the tokens of an answer to its text, which ends before the first of its stop strings."""
+"""The text of an answer ends before the first of its stop strings."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..data.tokenizer import StreamDecoder, Tokenizer
-
 
 class AnswerText:
     """Text of a growing answer. What may be the beginning of a stop string is held back; `stopped` once one is found, and nothing of it or
-    after it is ever given. An answer ends where the earliest of its stop strings begins, the longest way back where two end at once."""
+    after it is ever given. An answer ends as soon as a stop string stands at its end, before the longest that does."""
 
-    def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str] = ()) -> None:
-        self.decoder = StreamDecoder(tokenizer)
+    def __init__(self, stop_strings: Sequence[str] = ()) -> None:
         self.stop_strings = tuple(stop for stop in stop_strings if stop)
         self.held = ""
         self.stopped = False
 
-    def push(self, token: int) -> str:
-        """The text that became certain with this token; may be empty."""
-        return self.take(self.decoder.push(token))
-
     def finish(self) -> str:
         """What is left when no more comes."""
-        text = self.take(self.decoder.finish()) + self.held
-        self.held = ""
+        text, self.held = self.held, ""
         return text
 
     def take(self, text: str) -> str:
-        """More decoded text."""
+        """What became certain with more text; may be empty."""
         if self.stopped or not self.stop_strings:
             return "" if self.stopped else text
         self.held += text

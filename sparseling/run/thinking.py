@@ -26,6 +26,11 @@ class ThinkingSplitter:
         self._held = ""
         self._thought_shown = False
 
+    @property
+    def state(self) -> Literal["start", "thought", "gap", "answer"]:
+        """Where the text stands: "start" while it may become either, "gap" right after a thought."""
+        return self._state
+
     def push(self, text: str) -> list[Piece]:
         """What became certain with `text`, in order."""
         self._held += text

@@ -1,0 +1,1 @@
+"""The server: the OpenAI API on the native engine, with reasoning, tools, grammars, and the routing of every token."""
