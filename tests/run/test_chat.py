@@ -75,7 +75,8 @@ def test_one_shot_prints_the_models_answer_and_nothing_else(model_folder: Path) 
     prompt = prompt_ids([Message("user", "How many?")], tokenizer)
     [tokens] = generate(model, [prompt], 30, sampling, stop_ids_of(tokenizer))
     assert out.getvalue() == tokenizer.decode(tokens) + "\n"
-    assert re.search(r"\d+ tokens, \d+ tokens/s, the first after \d+\.\d s(, \d+% of guesses right)?\n", err.getvalue()) and "\x1b" not in err.getvalue()
+    assert re.search(r"\d+ tokens, \d+ tokens/s, the first after \d+\.\d s(, \d+% of guesses right)?\n", err.getvalue())
+    assert "\x1b" not in err.getvalue()
     again = io.StringIO()
     chat(model_folder, sampling=sampling, prompt="How many?", max_new_tokens=30, out=again, err=io.StringIO())
     assert again.getvalue() == out.getvalue(), "same seed, same text"

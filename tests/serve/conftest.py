@@ -16,6 +16,7 @@ from sparseling.config import preset
 from sparseling.data.tokenizer import Tokenizer, train_tokenizer
 from sparseling.model.transformer import LingForCausalLM
 from sparseling.run.engine import Engine, why_not
+from sparseling.run.source import source_of_model
 
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
@@ -82,8 +83,8 @@ def start(model: LingForCausalLM, tokenizer: Tokenizer) -> Iterator[Callable[...
     started: list[tuple[Running, threading.Thread]] = []
 
     def begin(pages: int = 400, **settings: Any) -> Running:
-        service = Service(Settings(**{"name": "tiny", "max_streams": 8, "max_waiting": 30, **settings}), Engine(source_of_model(model, "fp32"), pages, 1),
-                          tokenizer)
+        engine = Engine(source_of_model(model, "fp32"), pages, 1)
+        service = Service(Settings(**{"name": "tiny", "max_streams": 8, "max_waiting": 30, **settings}), engine, tokenizer)
         app = create_app(service)
         listening = listen("127.0.0.1", 0)
         config = uvicorn.Config(app, http=GuardedProtocol, ws="none", log_level="warning", timeout_graceful_shutdown=2)

@@ -260,7 +260,7 @@ def test_an_engine_that_fails_costs_its_answers_and_no_more(running: Running, mo
         raise MemoryError("no room")
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(running.service.thread.scheduler), "compute", fail)
+        patch.setattr(type(running.service.thread.scheduler), "read", fail)
         status, body, _ = post(running, "/v1/chat/completions", CHAT)
         assert status == 500 and "MemoryError" in body["error"]["message"]
     assert well(running) and running.service.metrics.engine_failures._value.get() >= 1
