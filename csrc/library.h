@@ -4,6 +4,7 @@
 #include "adamw.h"
 #include "attention.h"
 #include "cross_entropy.h"
+#include "draw.h"
 #include "experts.h"
 #include "linear.h"
 #include "norm.h"
@@ -176,6 +177,13 @@ EXPORT void sparseling_sum_of_squares(i64 threads, i64 tensors, const i64* sizes
 EXPORT void sparseling_adamw(i64 threads, i64 tensors, float rest1, float beta2, float rest2, float epsilon, float grad_scale, const float* factors, const i64* sizes, float* const* p,
                              const float* const* grad, float* const* first, float* const* second) {
   adamw({rest1, beta2, rest2, epsilon, grad_scale}, factors, p, grad, first, second, sizes, tensors, (int)threads);
+}
+
+// rows: which rows of logits [., stride]; one rule and draw each; tokens: what they say next
+EXPORT void sparseling_draw(i64 count, i64 vocab, i64 stride, const float* logits, const i64* rows, const float* temperature, const i64* top_k,
+                            const double* top_p, const float* min_p, const double* draws, i64* tokens) {
+  DrawScratch scratch;
+  for (i64 i = 0; i < count; i++) tokens[i] = draw_row(logits + rows[i] * stride, vocab, {temperature[i], top_k[i], top_p[i], min_p[i]}, draws[i], scratch);
 }
 
 #include "engine/exports.h"
