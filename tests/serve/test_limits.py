@@ -189,7 +189,8 @@ def test_more_routing_than_memory_should_hold_is_refused(running: Running, monke
                          ({"max_tokens": 4, "n": 3}, 400), ({"max_tokens": 10, "routing": "all"}, 400),
                          ({"max_tokens": 20, "routing": None}, 200)):
         assert post(running, "/v1/completions", {"prompt": "How many?", "routing": True, **body})[0] == status
-    status, reply, _ = post(running, "/v1/chat/completions", {"messages": CHAT["messages"], "routing": True, "logit_bias": bias_of(running)})
+    body = {"messages": CHAT["messages"], "routing": True, "logit_bias": bias_of(running)}
+    status, reply, _ = post(running, "/v1/chat/completions", body)
     assert status == 200 and reply["usage"]["completion_tokens"] == 10 and reply["choices"][0]["finish_reason"] == "length"
 
 
