@@ -4,6 +4,7 @@
 #include "adamw.h"
 #include "attention.h"
 #include "cross_entropy.h"
+#include "draw.h"
 #include "experts.h"
 #include "linear.h"
 #include "norm.h"
@@ -32,7 +33,7 @@ static inline void with_types(i64 activation, i64 weight, const Body& body) {
 }
 
 // The number of this interface; sparseling/kernels/library.py has the same: raise both when arguments change.
-EXPORT i64 sparseling_interface() { return 6; }
+EXPORT i64 sparseling_interface() { return 7; }
 
 EXPORT i64 sparseling_has_bf16() {
 #ifdef HAS_BF16
@@ -180,5 +181,12 @@ EXPORT void sparseling_adamw(i64 threads, i64 tensors, float rest1, float beta2,
 }
 
 EXPORT void sparseling_read(i64 threads, const void* data, i64 bytes, float* digest) { read_all((const char*)data, bytes, (int)threads, digest); }
+
+// rows: which rows of logits [., stride]; one rule and draw each; tokens: what they say next
+EXPORT void sparseling_draw(i64 count, i64 vocab, i64 stride, const float* logits, const i64* rows, const float* temperature, const i64* top_k,
+                            const double* top_p, const float* min_p, const double* draws, i64* tokens) {
+  DrawScratch scratch;
+  for (i64 i = 0; i < count; i++) tokens[i] = draw_row(logits + rows[i] * stride, vocab, {temperature[i], top_k[i], top_p[i], min_p[i]}, draws[i], scratch);
+}
 
 #include "engine/exports.h"

@@ -27,7 +27,7 @@ VARIANTS = {
 VARIANT_KEY = "SPARSELING_CPU_KERNELS"
 # Whose cores multiply bf16 at half the speed of fp32 (AVX-512; measured on Emerald Rapids, docs/log.md): not chosen unless named.
 SLOW_BF16_VENDORS = {"GenuineIntel"}
-INTERFACE = 6  # of the functions in csrc/library.h, which has the same number: raise both when arguments change
+INTERFACE = 7  # of the functions in csrc/library.h, which has the same number: raise both when arguments change
 MULTIPLE = 32  # the kernels vectorise over sizes that are multiples of this; others are padded with zeros
 CODES = {torch.float32: 0, torch.bfloat16: 1}
 

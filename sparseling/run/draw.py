@@ -1,4 +1,4 @@
-"""The next token of many sequences at once: each row adjusted by its own rules, rows that are drawn alike drawn together.
+"""The next token of many sequences at once: each row adjusted by its own rules, then all drawn in one call.
 
 A row's token depends on its logits, its job and its own draw alone.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .history import log_probabilities
 from .job import Job
-from .sampler import NOT_FINITE, Sampling, next_tokens
+from .sampler import NOT_FINITE, can_draw, draw, next_tokens
 
 NOTHING_FITS = "constraint: no token can continue the answer; loosen the grammar"
 
@@ -34,7 +34,7 @@ def draw_tokens(jobs: Sequence[Job], logits: Tensor) -> list[Drawn]:
     rows = logits.numpy()
     drawn = [Drawn(-1)] * len(jobs)
     raw: dict[int, np.ndarray] = {}
-    together: dict[Sampling, list[int]] = {}
+    sampled: list[int] = []
     for number, job in enumerate(jobs):
         row = rows[number]
         if job.top_logprobs is not None:
@@ -49,14 +49,21 @@ def draw_tokens(jobs: Sequence[Job], logits: Tensor) -> list[Drawn]:
         elif job.sampling.greedy:
             drawn[number] = Drawn(best)
         else:
-            together.setdefault(job.drawing, []).append(number)
-    for sampling, numbers in together.items():
-        draws = torch.tensor([jobs[number].draws.random() for number in numbers], dtype=torch.float64)
-        tokens = next_tokens(logits if len(numbers) == len(jobs) else logits[numbers], None, sampling, draws)
-        for number, token in zip(numbers, tokens.tolist(), strict=True):
-            drawn[number] = Drawn(token)
+            sampled.append(number)
+    for number, token in zip(sampled, sampled_tokens(jobs, logits, sampled), strict=True):
+        drawn[number] = Drawn(token)
     for number, row in raw.items():
         if not drawn[number].failure:
             logprob, best_tokens = log_probabilities(row, drawn[number].token, jobs[number].top_logprobs or 0)
             drawn[number] = Drawn(drawn[number].token, "", logprob, best_tokens)
     return drawn
+
+
+def sampled_tokens(jobs: Sequence[Job], logits: Tensor, numbers: list[int]) -> list[int]:
+    """Of the rows with these numbers, in one call where the kernel is there."""
+    if not numbers:
+        return []
+    draws = torch.tensor([jobs[number].draws.random() for number in numbers], dtype=torch.float64)
+    if can_draw():
+        return draw(logits, torch.tensor(numbers), [jobs[number].sampling for number in numbers], draws).tolist()
+    return [int(next_tokens(logits[number:number + 1], None, jobs[number].sampling, draws[n:n + 1])) for n, number in enumerate(numbers)]

@@ -55,7 +55,6 @@ class Job:
     failure: str = ""
 
     def __post_init__(self) -> None:
-        self.drawing = self.sampling.drawing
         remembers = self.sampling.penalises or self.sampling.logit_bias
         self.history = History(self.sampling, self.ids) if remembers else None
         self.routed = self.prompt_tokens if self.routing == "answer" else 0

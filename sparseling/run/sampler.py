@@ -7,19 +7,21 @@ changes what is sampled.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import UsageError, UserError
+from ..kernels.library import call, load_library
 
 GREEDY_BELOW = 1e-5  # dividing by less would leave the range of float32
+HOTTEST = 3e38  # what float32 holds
 MOST_BIAS = 100.0  # of a token in `logit_bias`, and MOST_PENALTY of the other two: the ranges of the OpenAI API
 MOST_PENALTY = 2.0
-MOST_REPETITION = 100.0  # nothing beyond has a use, and logits must stay finite
+MOST_REPETITION = 1e9  # nothing beyond has a use, and logits must stay finite
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Sampling:
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top_p: {self.top_p} is not above 0 and at most 1; 1 turns it off")
         if not 1 / MOST_REPETITION <= self.repetition_penalty <= MOST_REPETITION:
-            raise UsageError(f"repetition_penalty: {self.repetition_penalty} is not between 0.01 and 100; 1 turns it off")
+            raise UsageError(f"repetition_penalty: {self.repetition_penalty} is not between 1e-9 and 1e9; 1 turns it off")
         if not 0 <= self.min_p <= 1:
             raise UsageError(f"min_p: {self.min_p} is not between 0 and 1; 0 turns it off")
         for key in ("presence_penalty", "frequency_penalty"):
@@ -78,12 +80,6 @@ class Sampling:
     def penalises(self) -> bool:
         """Whether logits depend on the tokens that came before."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
-
-    @property
-    def drawing(self) -> Sampling:
-        """What matters once logits are adjusted: rows that agree in it can be drawn together."""
-        return GREEDY if self.greedy else replace(self, repetition_penalty=1.0, seed=0, presence_penalty=0.0, frequency_penalty=0.0,
-                                                  logit_bias=())
 
 
 NOT_FINITE = "model: its logits are not finite numbers; the weights are damaged or training diverged, use another checkpoint"
@@ -115,6 +111,8 @@ def next_tokens(logits: Tensor, history: Tensor | None, sampling: Sampling, draw
     if sampling.greedy:
         return tokens
     assert draws is not None, "sampling needs draws"
+    if logits.device.type == "cpu" and can_draw():
+        return draw(logits, torch.arange(len(logits)), [sampling] * len(logits), draws)
     scores = (logits - best[:, None]).div_(sampling.temperature)                 # the best is 0, so exp cannot overflow
     weights = scores.exp()
     if 0 < sampling.top_k < logits.shape[1] or sampling.top_p < 1:
@@ -122,6 +120,27 @@ def next_tokens(logits: Tensor, history: Tensor | None, sampling: Sampling, draw
     if sampling.min_p > 0:
         weights.masked_fill_(weights < sampling.min_p, 0)                        # the best weighs 1
     return pick(weights, draws)
+
+
+def can_draw() -> bool:
+    """Whether `draw` is there: the C++ kernels are, and were built from sources that have it."""
+    library, _ = load_library()
+    return library is not None and hasattr(library.handle, "sparseling_draw")
+
+
+def draw(logits: Tensor, rows: Tensor, samplings: Sequence[Sampling], draws: Tensor) -> Tensor:
+    """The next tokens int64 of some rows (int64) of logits [., vocab] float32 on the CPU, each by its own sampling, which is not greedy.
+
+    One call of the C++ kernel (csrc/draw.h); penalties and biases have been applied, the best logit of each row is finite.
+    """
+    logits = logits if logits.stride(1) == 1 else logits.contiguous()
+    tokens = torch.empty(len(rows), dtype=torch.int64)
+    call("draw", len(rows), logits.shape[1], logits.stride(0), logits, rows,
+         torch.tensor([min(sampling.temperature, HOTTEST) for sampling in samplings], dtype=torch.float32),
+         torch.tensor([min(sampling.top_k, 2**62) for sampling in samplings]),
+         torch.tensor([sampling.top_p for sampling in samplings], dtype=torch.float64),
+         torch.tensor([sampling.min_p for sampling in samplings], dtype=torch.float32), draws.double().contiguous(), tokens)
+    return tokens
 
 
 def kept_tokens(scores: Tensor, weights: Tensor, sampling: Sampling) -> Tensor:

@@ -113,7 +113,7 @@ def plan_of(service: Service, request: ChatRequest) -> tuple[Plan, bool]:
     wanted = request.enable_thinking if request.enable_thinking is not None else template
     prompt, thinking = chat_prompt(request.messages, tools, service.settings.think if wanted is None else wanted, service.tokenizer)
     rule = answer_rule(request, tools)
-    limit = request.max_completion_tokens or request.max_tokens or service.context
+    limit = request.max_completion_tokens or request.max_tokens or service.default_tokens(request, len(prompt))
     plan = Plan(prompt, limit, sampling_of(request), service.stop_ids, stop_strings_of(request), service.choices(request),
                 (request.top_logprobs or 0) if request.logprobs else None, routing_of(request), rule, thinking)
     return plan, bool(tools)

@@ -100,6 +100,13 @@ class Service:
             too_long = "context" in str(error)
             raise ApiError(400, str(error), key, "context_length_exceeded" if too_long else None) from None
 
+    def default_tokens(self, request: GenerationRequest, prompt_tokens: int) -> int:
+        """The longest answer of a request that does not say: the context, or as much as routing may be shown of."""
+        if not request.routing:
+            return self.context
+        shown = MOST_SHOWN // max(1, len(self.view.layers) * self.config.num_experts_per_tok * (request.n or 1))
+        return max(1, min(self.context, shown - (prompt_tokens if request.routing == "all" else 0)))
+
     def check_routing(self, plans: list[Plan], request: GenerationRequest) -> None:
         """Raises `ApiError` for more routing than memory should hold as JSON."""
         read = sum(plan.choices * (min(plan.max_tokens, self.context) + (len(plan.prompt) if request.routing == "all" else 0))

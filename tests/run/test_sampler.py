@@ -8,10 +8,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparseling.errors import UserError
+from sparseling.run import sampler
 from sparseling.run.sampler import GREEDY, Sampling, next_tokens, uniform_draws
 
 
@@ -37,13 +38,23 @@ def distribution(logits: np.ndarray, history: list[int], sampling: Sampling) -> 
     return probabilities / probabilities.sum()
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@pytest.fixture(params=["kernel", "torch"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Drawn by the C++ kernel, and as on a GPU."""
+    if request.param == "kernel" and not sampler.can_draw():
+        pytest.skip("the C++ kernels are not there")
+    if request.param == "torch":
+        monkeypatch.setattr(sampler, "can_draw", lambda: False)
+    return str(request.param)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.integers(0, 10**6), st.sampled_from([1, 2, 7, 40]), st.sampled_from([0.3, 1.0, 1.7]), st.sampled_from([0, 1, 3, 40, 99]),
     st.sampled_from([0.05, 0.5, 0.9, 1.0]), st.sampled_from([1.0, 1.3, 0.8]), st.booleans(), st.sampled_from([0.0, 0.1, 0.6, 1.0]),
 )
 def test_the_token_drawn_is_where_the_draw_falls_in_the_brute_force_distribution(
-    seed: int, vocab: int, temperature: float, top_k: int, top_p: float, penalty: float, ties: bool,
+    path: str, seed: int, vocab: int, temperature: float, top_k: int, top_p: float, penalty: float, ties: bool,
     min_p: float,
 ) -> None:
     random = np.random.default_rng(seed)
@@ -65,7 +76,7 @@ def test_the_token_drawn_is_where_the_draw_falls_in_the_brute_force_distribution
 @pytest.mark.parametrize("sampling", [
     Sampling(1.0, 1.0, 0, 1.0), Sampling(0.7, 0.8, 0, 1.05), Sampling(1.3, 1.0, 12, 1.0), Sampling(1.0, 0.9, 20, 1.2),
 ])  # fmt: skip
-def test_frequencies_follow_the_distribution(sampling: Sampling) -> None:
+def test_frequencies_follow_the_distribution(path: str, sampling: Sampling) -> None:
     random = np.random.default_rng(7)
     logits, history, n = random.standard_normal(50).astype(np.float32) * 2, [3, 4, 3], 20_000
     expected = distribution(logits, history, sampling) * n
@@ -89,7 +100,7 @@ def test_draws_are_uniform_independent_and_do_not_depend_on_length_or_neighbours
     assert np.abs(correlation).max() < 0.1                       # between steps, and between neighbouring sequences
 
 
-def test_a_row_is_sampled_as_if_it_were_alone() -> None:
+def test_a_row_is_sampled_as_if_it_were_alone(path: str) -> None:
     torch.manual_seed(0)
     logits, history = torch.randn(16, 300) * 2, torch.randint(0, 300, (16, 5))
     draws, sampling = uniform_draws(0, range(16), 1)[:, 0], Sampling(0.9, 0.7, 0, 1.1)
@@ -106,14 +117,14 @@ def test_greedy_takes_the_first_of_the_best_after_the_penalty() -> None:
     assert torch.equal(logits[0], torch.tensor([1.0, 3.0, 3.0, -1.0])), "the logits of the caller are not touched"
 
 
-def test_the_extremes_of_the_draw_never_give_an_impossible_token() -> None:
+def test_the_extremes_of_the_draw_never_give_an_impossible_token(path: str) -> None:
     logits = torch.tensor([[-math.inf, 5.0, 4.0, -math.inf, -200.0]]).repeat(2, 1)
     draws = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
     for sampling in (Sampling(1.0, 1.0, 0, 1.0), Sampling(1.0, 0.999, 0, 1.3), Sampling(1.0, 1.0, 4, 1.0)):
         assert next_tokens(logits, torch.tensor([[0, 1], [0, 1]]), sampling, draws).tolist() == [1, 2]
 
 
-def test_extreme_temperatures_and_a_vocabulary_of_published_size() -> None:
+def test_extreme_temperatures_and_a_vocabulary_of_published_size(path: str) -> None:
     torch.manual_seed(0)
     logits = torch.randn(2, 157184) * 5
     draws = torch.tensor([0.3, 0.999], dtype=torch.float64)

@@ -26,7 +26,12 @@ CHAT = {"messages": [{"role": "user", "content": "How many?"}], "max_tokens": 4}
 
 def endless(running: Running) -> dict[str, Any]:
     """A completion that goes on as long as the context lets it: it may not say a stop token."""
-    return {"prompt": "How many?", "max_tokens": 900, "logit_bias": {str(token): -100 for token in running.service.stop_ids}}
+    return {"prompt": "How many?", "max_tokens": 900, "logit_bias": bias_of(running)}
+
+
+def bias_of(running: Running) -> dict[str, float]:
+    """Of stop tokens, so that none is said."""
+    return {str(token): -100 for token in running.service.stop_ids}
 
 
 def post(running: Running, path: str, body: Any, **headers: str) -> tuple[int, Any, Any]:
@@ -184,6 +189,9 @@ def test_more_routing_than_memory_should_hold_is_refused(running: Running, monke
                          ({"max_tokens": 4, "n": 3}, 400), ({"max_tokens": 10, "routing": "all"}, 400),
                          ({"max_tokens": 20, "routing": None}, 200)):
         assert post(running, "/v1/completions", {"prompt": "How many?", "routing": True, **body})[0] == status
+    body = {"messages": CHAT["messages"], "routing": True, "logit_bias": bias_of(running)}
+    status, reply, _ = post(running, "/v1/chat/completions", body)
+    assert status == 200 and reply["usage"]["completion_tokens"] == 10 and reply["choices"][0]["finish_reason"] == "length"
 
 
 def test_half_a_character_is_text_like_any_other(running: Running) -> None:
