@@ -191,7 +191,7 @@ static inline void tiles_of_tokens(const Matrix& w, i64 block, const Activation*
 // fewer tokens, the more blocks: a sum has to wait for itself, and there have to be others in between.
 template <Kind K, class Out>
 static void multiply_kind(const Matrix& w, i64 from, i64 to, const Activation* const* x, i64 m, const Out& out) {
-  constexpr int sums = VL == 16 ? 16 : 4;
+  constexpr int sums = VL == 16 ? 16 : 8;
   i64 b = from;
   if (m == 1)
     for (; b + sums / 2 <= to; b += sums / 2) tiles_of_tokens<K, sums / 2, sums / 2>(w, b, x, m, out);

@@ -105,7 +105,8 @@ def test_a_second_signal_ends_it_at_once(folder: Path, tokenizer: Tokenizer) -> 
 
 
 @pytest.mark.parametrize(("arguments", "says", "code"), [
-    (["--context", "99999"], "--context: 99999 is above", 2), (["--cache-gb", "0.00001"], "--cache-gb", 1), (["--port", "-3"], "--port", 2),
+    (["--context", "99999999"], "--context: 99,999,999 is more than 32 times", 2), (["--cache-gb", "0.00001"], "--cache-gb", 1),
+    (["--port", "-3"], "--port", 2),
     (["--host", "256.1.1.1"], "cannot be listened at", 1), (["--api-key-file", "/nowhere"], "/nowhere", 1),
     (["--port", "70000"], "--port", 2),
 ])  # fmt: skip
