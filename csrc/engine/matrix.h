@@ -103,9 +103,9 @@ static inline u32 unit_at(const void* p, i64 unit) {
   return u;
 }
 
-// Sums of M tokens with B blocks of rows from block `first` on: out(token, block within B, part, VL sums).
-template <Kind K, int M, int B, class Out>
-static inline void tile(const Matrix& w, i64 first, const Activation* const* x, const Out& out) {
+// Sums of M tokens with B blocks of rows from block `first` on: out [M][B * 16].
+template <Kind K, int M, int B>
+static void tile(const Matrix& w, i64 first, const Activation* const* x, float* out) {
   constexpr int V = B * PARTS;
   vec sums[M][V];
   for (auto& row : sums)
@@ -163,51 +163,53 @@ static inline void tile(const Matrix& w, i64 first, const Activation* const* x, 
     }
   }
   for (int m = 0; m < M; m++)
-    for (int v = 0; v < V; v++) out(m, v / PARTS, v % PARTS, sums[m][v]);
+    for (int v = 0; v < V; v++) store(out + m * B * BLOCK + v * VL, sums[m][v]);
 }
 
-constexpr int MOST_TOKENS = VL == 16 ? 8 : 2;  // of a tile
+// The shapes of tiles, by what registers hold, of sums and of addresses. The fewer tokens, the more blocks: a sum has to wait for itself, and
+// there have to be others in between; but each block is a stream of its own for the memory.
+struct Tiling {
+  int blocks, most_tokens;
+};
+static inline Tiling tiling(Kind kind, i64 tokens, i64 blocks) {
+  constexpr bool wide = VL == 16;
+  if (tokens == 1 && wide && blocks >= 8 && (kind == F32 || kind == BF16)) return {8, 1};
+  if (tokens < 8 && blocks >= 4) return {4, wide ? 4 : 1};
+  if (blocks >= 2) return {2, wide ? 8 : 2};
+  return {1, wide ? 8 : 4};
+}
+constexpr int MOST_SUMS = 16 * BLOCK;  // of a tile
 
-// Tiles of `Blocks` blocks at `block` for all m tokens, as many at once as registers hold sums: `Sums` blocks of them.
-template <Kind K, int Blocks, int Sums, class Out>
-static inline void tiles_of_tokens(const Matrix& w, i64 block, const Activation* const* x, i64 m, const Out& out) {
-  const auto run = [&](auto tokens, i64 first) {
-    constexpr int M = decltype(tokens)::value;
-    if constexpr (M * Blocks <= Sums && M <= MOST_TOKENS)
-      tile<K, M, Blocks>(w, block, x + first, [&](int t, int b, int part, vec s) { out(first + t, (block + b) * BLOCK + part * VL, s); });
-  };
-  constexpr int most = std::min(MOST_TOKENS, Sums / Blocks);
-  using std::integral_constant;
-  for (i64 t = 0; t < m;) {
-    const i64 left = std::min<i64>(m - t, most);
-    if (left >= 8) run(integral_constant<int, 8>(), t), t += 8;
-    else if (left >= 4) run(integral_constant<int, 4>(), t), t += 4;
-    else if (left >= 2) run(integral_constant<int, 2>(), t), t += 2;
-    else run(integral_constant<int, 1>(), t), t += 1;
+template <Kind K, int B, int M = 1>
+static inline void run_tile(i64 tokens, const Matrix& w, i64 first, const Activation* const* x, float* out) {
+  if (tokens == M) return tile<K, M, B>(w, first, x, out);
+  if constexpr (M < (B == 8 ? 1 : B == 4 ? (VL == 16 ? 4 : 1) : VL == 16 ? 8 : B == 2 ? 2 : 4)) run_tile<K, B, M + 1>(tokens, w, first, x, out);
+}
+
+template <Kind K>
+static void run_tiles(const Tiling& shape, i64 tokens, const Matrix& w, i64 first, const Activation* const* x, float* out) {
+  switch (shape.blocks) {
+    case 8: return run_tile<K, 8>(tokens, w, first, x, out);
+    case 4: return run_tile<K, 4>(tokens, w, first, x, out);
+    case 2: return run_tile<K, 2>(tokens, w, first, x, out);
+    default: return run_tile<K, 1>(tokens, w, first, x, out);
   }
 }
 
-// Products of m tokens with the blocks [from, to): out(token, row, VL sums). A gate's block and its up's always go into one tile. The
-// fewer tokens, the more blocks: a sum has to wait for itself, and there have to be others in between.
-template <Kind K, class Out>
-static void multiply_kind(const Matrix& w, i64 from, i64 to, const Activation* const* x, i64 m, const Out& out) {
-  constexpr int sums = VL == 16 ? 16 : 8;
-  i64 b = from;
-  if (m == 1)
-    for (; b + sums / 2 <= to; b += sums / 2) tiles_of_tokens<K, sums / 2, sums / 2>(w, b, x, m, out);
-  if (m < 8)
-    for (; b + sums / 4 <= to; b += sums / 4) tiles_of_tokens<K, sums / 4, sums>(w, b, x, m, out);
-  for (; b + 2 <= to; b += 2) tiles_of_tokens<K, 2, sums>(w, b, x, m, out);
-  for (; b < to; b++) tiles_of_tokens<K, 1, sums>(w, b, x, m, out);
-}
-
+// Products of m tokens with the blocks [from, to): out(token, row, VL sums). A gate's block and its up's come one after the other.
 template <class Out>
 static inline void multiply(const Matrix& w, i64 from, i64 to, const Activation* const* x, i64 m, const Out& out) {
-  if (m == 0 || from >= to) return;
-  switch (w.kind) {
-    case F32: return multiply_kind<F32>(w, from, to, x, m, out);
-    case BF16: return multiply_kind<BF16>(w, from, to, x, m, out);
-    case I8: return multiply_kind<I8>(w, from, to, x, m, out);
-    case I4: return multiply_kind<I4>(w, from, to, x, m, out);
+  alignas(64) float sums[MOST_SUMS];
+  const auto run = w.kind == F32 ? run_tiles<F32> : w.kind == BF16 ? run_tiles<BF16> : w.kind == I8 ? run_tiles<I8> : run_tiles<I4>;
+  for (i64 b = from; m > 0 && b < to;) {
+    const Tiling shape = tiling(w.kind, m, to - b);
+    const i64 parts = (m + shape.most_tokens - 1) / shape.most_tokens;  // of one size, as far as may be
+    for (i64 part = 0; part < parts; part++) {
+      const i64 first = m * part / parts, last = m * (part + 1) / parts;
+      run(shape, last - first, w, b, x + first, sums);
+      for (i64 t = first; t < last; t++)
+        for (int v = 0; v < shape.blocks * PARTS; v++) out(t, b * BLOCK + v * VL, load(sums + ((t - first) * shape.blocks * PARTS + v) * VL));
+    }
+    b += shape.blocks;
   }
 }

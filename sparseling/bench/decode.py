@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +147,7 @@ def bench_generation(shape: str, kinds: Sequence[Kind], task: Task, threads: int
             with opened_peer(model, kind, Path(folder), threads, llama_python) if peer else nullcontext() as llama:
                 ours = Ours(Engine(source_of_model(model, kind), task.batch * pages_of(task), threads), task)
                 read, speeds = in_turn(ours, llama, repetitions, reader, line)
-                rows[kind] = row(ours, speeds, statistics.median(read))
+                rows[kind] = row(ours, speeds, read)
                 bandwidth += read
     return {"model": shape, **vars(task), "threads": threads, "repetitions": repetitions, "kernels": describe(),
             "read_gbps": statistics.median(bandwidth) / 1e9, "read_gbps_range": [min(bandwidth) / 1e9, max(bandwidth) / 1e9], **rows}
@@ -166,31 +166,32 @@ def opened_peer(model: LingForCausalLM, kind: Kind, folder: Path, threads: int, 
 
 
 def in_turn(ours: Ours, llama: LlamaPeer | None, repetitions: int, reader: Reader, line: Bar) -> tuple[list[float], dict[str, list[float]]]:
-    """Bytes per second that memory gave, and tokens per second of each competitor, one after the other in rounds; a round before them is
-    not counted."""
+    """Bytes per second that memory gives (before and after ours, for it drifts where a machine is shared), and tokens per second of each
+    competitor, one after the other in rounds; a round before them is not counted."""
     task = ours.task
-    runs: dict[str, Callable[[], float]] = {"ours": ours.run}
-    if llama is not None and task.new_tokens:
-        runs["llama_cpp"] = lambda: llama.decode(task.batch, task.prompt_tokens, task.new_tokens)
-    elif llama is not None:
-        runs["llama_cpp"] = lambda: llama.prefill(task.prompt_tokens)
     read: list[float] = []
-    speeds: dict[str, list[float]] = {name: [] for name in runs}
+    speeds: dict[str, list[float]] = {name: [] for name in (["ours"] if llama is None else ["ours", "llama_cpp"])}
     for repetition in range(repetitions + 1):
-        read.append(reader.bytes_per_second(passes=3))
-        for name in sorted(runs, reverse=repetition % 2 == 1):
-            speeds[name].append(runs[name]())
+        for name in sorted(speeds, reverse=repetition % 2 == 1):
+            if name == "ours":
+                before = reader.bytes_per_second(passes=2)
+                speeds[name].append(ours.run())
+                read.append((before + reader.bytes_per_second(passes=2)) / 2)
+            elif llama is not None:
+                speeds[name].append(llama.decode(task.batch, task.prompt_tokens, task.new_tokens) if task.new_tokens
+                                    else llama.prefill(task.prompt_tokens))
         line.advance()
     return read[1:], {name: values[1:] for name, values in speeds.items()}
 
 
-def row(ours: Ours, speeds: dict[str, list[float]], bytes_per_second: float) -> dict[str, Any]:
-    """The figures of one precision. The ratio is the median of those of the rounds: both saw the same moments of a busy machine."""
-    speed = statistics.median(speeds["ours"])
+def row(ours: Ours, speeds: dict[str, list[float]], read: list[float]) -> dict[str, Any]:
+    """The figures of one precision. Ratios and shares are the medians of those of the rounds: a round sees one moment of a busy machine."""
     weights = weight_bytes(ours.engine.config, ours.engine.kind).of_step(ours.experts_hit)
-    figures: dict[str, Any] = {"ours": speed, "bytes_per_step": weights, "experts_hit": statistics.fmean(ours.experts_hit)}
+    figures: dict[str, Any] = {"ours": statistics.median(speeds["ours"]), "bytes_per_step": weights,
+                               "experts_hit": statistics.fmean(ours.experts_hit)}
     if ours.task.new_tokens:
-        figures["share_of_bandwidth"] = speed / ours.task.batch * weights / bytes_per_second
+        shares = [speed * weights / bytes_per_second for speed, bytes_per_second in zip(speeds["ours"], read, strict=True)]
+        figures["share_of_bandwidth"] = statistics.median(shares) / ours.task.batch
     if "llama_cpp" in speeds:
         ratios = [mine / theirs for mine, theirs in zip(speeds["ours"], speeds["llama_cpp"], strict=True)]
         figures |= {"llama_cpp": statistics.median(speeds["llama_cpp"]), "ratio": statistics.median(ratios),
