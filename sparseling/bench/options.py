@@ -21,13 +21,14 @@ EXAMPLES = {
     "growth": "sparseling bench growth --axis experts --out plots",
     "decode": "sparseling bench decode --model mini --llama-python ~/llama/bin/python",
     "prefill": "sparseling bench prefill --model mini --weights bf16 --no-peer",
+    "speculate": "sparseling bench speculate runs/laptop --batch 1,4,16",
     "race": "sparseling bench race recipes/race.yaml --minutes 10 --out plots",
     "serve": "sparseling bench serve runs/laptop --streams 200 --seconds 60 --json",
 }
 
 
 def add_subcommands(parser: argparse.ArgumentParser) -> None:
-    """`train`, `experts`, `growth`, `race`, `decode` and `prefill` with their options."""
+    """`train`, `experts`, `growth`, `race`, `decode`, `prefill`, `speculate` and `serve` with their options."""
     subcommands = parser.add_subparsers(title="what to measure", metavar="WHAT", required=True)
 
     def subcommand(name: str, help: str, function: object) -> argparse.ArgumentParser:
@@ -76,6 +77,16 @@ def add_subcommands(parser: argparse.ArgumentParser) -> None:
     prefill = subcommand("prefill", "prompt tokens a second of the engine beside llama.cpp", generation_verb)
     add_generation_options(prefill, prompt_tokens=512)
     prefill.set_defaults(batch=1, new_tokens=0)
+
+    speculate = subcommand("speculate", "what guessing tokens with the MTP layer gains on a model, by batch and guesses", speculate_verb)
+    speculate.add_argument("model", metavar="MODEL", help="run folder, model folder, or hub id")
+    speculate.add_argument("--weights", choices=["fp32", "bf16", "int8", "int4"], help="kind of weights (default: as chat has them)")
+    speculate.add_argument("--batch", type=positives, default=[1, 4, 16], metavar="N,...", help="sequences at once (default 1,4,16)")
+    speculate.add_argument("--drafts", type=positives, default=[1, 2, 3], metavar="N,...", help="guesses a step (default 1,2,3)")
+    speculate.add_argument("--answers", type=positive, default=60, metavar="N", help="problems to answer (default 60)")
+    speculate.add_argument("--threads", type=positive, default=os.cpu_count() or 1, metavar="N", help="CPU threads (default: all)")
+    speculate.add_argument("--repetitions", type=positive, default=5, metavar="N", help="in turns; medians count (default 5)")
+    speculate.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
     serve = subcommand("serve", "a server under load: many streams at once, each text compared with the same request alone", serve_verb)
     serve.add_argument("model", nargs="?", metavar="MODEL", help="what to serve: run folder, model folder, or hub id")
@@ -170,6 +181,16 @@ def generation_verb(options: argparse.Namespace) -> None:
     task = Task(options.batch, options.prompt_tokens, options.new_tokens)
     result = bench_generation(options.model, kinds, task, options.threads, options.repetitions, not options.no_peer, options.llama_python)
     print(json.dumps(result) if options.json else generation_table(result, kinds))
+
+
+def speculate_verb(options: argparse.Namespace) -> None:
+    from ..info import model_folder
+    from .speculate import bench_speculate
+    from .table import speculate_table
+
+    result = bench_speculate(str(model_folder(options.model)), options.weights, options.batch, options.drafts, options.answers,
+                             options.threads, options.repetitions)
+    print(json.dumps(result) if options.json else speculate_table(result))
 
 
 def race_verb(options: argparse.Namespace) -> None:

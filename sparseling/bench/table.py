@@ -104,6 +104,15 @@ def generation_table(result: dict[str, Any], kinds: Sequence[str]) -> str:
     return heading + table(["weights", "tokens/s", "llama.cpp", "ratio", "MB a step", "of bandwidth"], rows)
 
 
+def speculate_table(result: dict[str, Any]) -> str:
+    """Rows of `bench speculate`."""
+    rows = [[str(row["batch"]), str(row["drafts"]), f"{row['tokens_per_second']:,.0f}", f"{row['without']:,.0f}", f"{row['gain']:.2f}",
+             f"{row['predicted_gain']:.2f}", " ".join(f"{share:.0%}" for share in row["right"])] for row in result["rows"]]
+    heading = (f"{result['weights']}, {result['threads']} threads, {result['answers']} greedy answers, the same tokens with and without; "
+               f"medians of {result['repetitions']}\n")
+    return heading + table(["batch", "guesses", "tokens/s", "without", "gain", "by bytes alone", "right, by place"], rows)
+
+
 def heading(result: dict[str, Any]) -> str:
     """What everything was measured on and against."""
     shape = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in result["shape"].items())

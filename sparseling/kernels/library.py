@@ -118,15 +118,17 @@ def call(function: str, *arguments: Tensor | int | float | None) -> None:
     """Call `sparseling_<function>`: tensors as pointers to their first element, integers as int64, floats as float, None as null."""
     library, reason = load_library()
     assert library is not None, reason
-    getattr(library.handle, f"sparseling_{function}")(*map(to_c, arguments))
+    getattr(library.handle, "sparseling_" + function)(*map(to_c, arguments))
 
 
 def to_c(argument: Tensor | int | float | None) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_float:
+    if isinstance(argument, int):
+        return ctypes.c_int64(argument)
     if isinstance(argument, Tensor):
         return ctypes.c_void_p(argument.data_ptr())
     if isinstance(argument, float):
         return ctypes.c_float(argument)
-    return ctypes.c_void_p(0) if argument is None else ctypes.c_int64(argument)
+    return ctypes.c_void_p(0)
 
 
 def common(*tensors: Tensor) -> tuple[int, ...]:

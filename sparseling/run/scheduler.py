@@ -11,6 +11,7 @@ from collections.abc import Collection, Generator, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..errors import UserError
 from ..model.transformer import LingForCausalLM
@@ -112,16 +113,18 @@ class Scheduler:
     def read(self, parts: list[Portion], out: StepOutput) -> list[Progress]:
         """Draw the next tokens from a step's logits: one for every part that answers, and one more after each guess that was right."""
         progress: list[Progress] = []
-        drawing = [part for part in parts if part.answers]
+        drawing: list[Portion] = []
         for part in parts:
+            answers = part.answers
             add_hidden(part, out)
             part.job.computed += part.count - part.drafts
             self.remember_pages(part.job)
-            if part not in drawing and (rows := routing_rows(part, out)) is not None:
+            if answers:
+                drawing.append(part)
+            elif (rows := routing_rows(part, out)) is not None:
                 progress.append(Progress(part.job, None, None, routing=rows))
         while drawing:
-            places = [part.logits + part.accepted for part in drawing]
-            drawn = draw_tokens([part.job for part in drawing], out.logits if len(places) == len(out.logits) else out.logits[places])
+            drawn = draw_tokens([part.job for part in drawing], rows_of(out.logits, [part.logits + part.accepted for part in drawing]))
             guesses = [part.job.drafts[part.accepted] if part.accepted < part.drafts else None for part in drawing]
             progress += [self.progress_of(part.job, new, routing_rows(part, out)) for part, new in zip(drawing, drawn, strict=True)]
             right = [new.token == guess for new, guess in zip(drawn, guesses, strict=True)]
@@ -234,6 +237,11 @@ class Scheduler:
             self.give_up_pages(job)
         else:
             self.waiting.remove(job)
+
+
+def rows_of(logits: Tensor, rows: list[int]) -> Tensor:
+    """Some rows, in order; without a copy where they stand together."""
+    return logits[rows[0]:rows[-1] + 1] if rows[-1] - rows[0] + 1 == len(rows) else logits[rows]
 
 
 def reusable(job: Job) -> int:

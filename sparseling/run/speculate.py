@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .batch import Portion
+from .batch import Portion, integers
 from .engine import PAGE, Engine
 from .job import Job
 from .packed import BLOCK_ROWS, round_up
@@ -54,30 +54,27 @@ class Words:
 
     def __init__(self, vocab_size: int) -> None:
         count = round_up(vocab_size, BLOCK_ROWS) // BLOCK_ROWS
-        self.seen = np.zeros(count)
+        self.seen = [0.0] * count
         self.tokens = 0
         self.blocks = torch.arange(count)
 
     def learn(self, ids: Sequence[int]) -> None:
         """Tokens that were read or said."""
         for token in ids:
-            self.seen[token // BLOCK_ROWS] += 1
+            self.seen[token // BLOCK_ROWS] += 1.0
         self.tokens += len(ids)
         if self.tokens >= CHOOSE_EVERY:
             self.choose()
 
     def choose(self) -> None:
         """Take the fewest blocks that hold `COVERED` of what was seen; what was seen long ago counts less and less."""
-        order = np.argsort(-self.seen, kind="stable")
-        mass = self.seen[order].cumsum()
+        seen = np.array(self.seen)
+        order = np.argsort(-seen, kind="stable")
+        mass = seen[order].cumsum()
         needed = int(np.searchsorted(mass, COVERED * mass[-1])) + 1
         self.blocks = torch.from_numpy(np.sort(order[:needed]))
-        self.seen /= 2
+        self.seen = (seen / 2).tolist()
         self.tokens = 0
-
-
-def integers(values: Sequence[int]) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64)
 
 
 class Speculator:
