@@ -96,7 +96,9 @@ EXPORT void sparseling_engine_guess(Engine* engine, i64 n, const i64* tokens, co
     *done = rooms[i] >= 1 && rooms[i] <= drafts && last < most_positions && last / PAGE < most_pages;
     for (i64 page = 0; *done && page <= last / PAGE; page++) *done = tables[*row * most_pages + page] >= 0 && tables[*row * most_pages + page] < engine->pages;
   }
-  for (i64 b = 0; *done && b < block_count; b++) *done = blocks[b] >= 0 && blocks[b] < engine->model.head.rows / BLOCK;
+  *done = *done && block_count > 0;
+  for (i64 b = 0; *done && b < block_count; b++)
+    *done = blocks[b] >= 0 && blocks[b] < engine->model.head.rows / BLOCK && (b == 0 || blocks[b] > blocks[b - 1]);
   if (*done) with_cache(*engine, [&](const auto& cache) { engine->guesser.run(engine->model, cache, ask, rooms, drafts, guesses); });
 }
 

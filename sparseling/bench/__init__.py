@@ -1,1 +1,1 @@
-"""How fast training is, beside others, on this machine: every figure that the documentation gives can be measured again."""
+"""How fast training and answering are, beside others, on this machine: every figure of the documentation can be measured again."""

@@ -31,7 +31,7 @@ def bench_speculate(folder: str, kind: Kind | None, batches: Sequence[int], draf
 
     Returns one plain object with a row for each batch and number of guesses: tokens/s, `gain` over no guesses, the share of right guesses
     by place, and `predicted_gain` from the bytes of weights that steps read (`predicted`). Raises `UserError` for a model without an MTP
-    layer, `AssertionError` when guesses change a token.
+    layer, `RuntimeError` when guesses change a token.
     """
     torch.set_num_threads(threads)
     engine = open_engine(folder, kind, threads=threads)
@@ -48,7 +48,8 @@ def bench_speculate(folder: str, kind: Kind | None, batches: Sequence[int], draf
             for _ in range(repetitions + 1):
                 for count, speeds in runs.items():
                     answered, seconds = run(engine, speculators.get(count), prompts, stop, batch)
-                    assert said in (None, answered), "guesses changed what was said"
+                    if said not in (None, answered):
+                        raise RuntimeError("guesses changed what was said: this must not be")
                     said = answered
                     speeds.append(sum(map(len, answered)) / seconds)
                     line.advance()

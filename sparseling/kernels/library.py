@@ -122,13 +122,11 @@ def call(function: str, *arguments: Tensor | int | float | None) -> None:
 
 
 def to_c(argument: Tensor | int | float | None) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_float:
-    if isinstance(argument, int):
-        return ctypes.c_int64(argument)
     if isinstance(argument, Tensor):
         return ctypes.c_void_p(argument.data_ptr())
     if isinstance(argument, float):
         return ctypes.c_float(argument)
-    return ctypes.c_void_p(0)
+    return ctypes.c_void_p(0) if argument is None else ctypes.c_int64(argument)
 
 
 def common(*tensors: Tensor) -> tuple[int, ...]:

@@ -59,7 +59,7 @@ def batch_of(parts: Sequence[Portion]) -> Batch:
         sequences += [number] * part.count
         if part.answers:
             wanted += range(len(tokens) - part.drafts - 1, len(tokens))
-    tables = np.zeros((len(parts), max(len(part.job.pages) for part in parts)), dtype=np.int32)
+    tables = np.full((len(parts), max(len(part.job.pages) for part in parts)), -1, dtype=np.int32)  # -1: no page
     for number, part in enumerate(parts):
         tables[number, :len(part.job.pages)] = part.job.pages
     return Batch(integers(tokens), integers(positions), integers(sequences), torch.from_numpy(tables), integers(wanted))

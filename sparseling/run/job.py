@@ -31,7 +31,8 @@ class Job:
     """One sequence: prompt and answer in `ids`, of which the cache holds `computed`. `draws` gives one number in [0, 1) a new token.
 
     `routed`: the position up to which routing was reported; `hidden_sum` [hidden] fp64 of a job that is an embedding; `failure` says why
-    a job failed; `drafts` are guesses of the tokens after the next step's, of a job that `speculates`.
+    a job failed; `drafts` are guesses of the tokens after the next step's, of a job that `speculates` (None: not let
+    in yet); `first_key` begins the keys of its pages.
     """
 
     ids: list[int]
@@ -50,7 +51,8 @@ class Job:
     routed: int = 0
     hidden_sum: np.ndarray | None = None
     drafts: list[int] = field(default_factory=list)
-    speculates: bool = False
+    speculates: bool | None = None
+    first_key: bytes = b""
     finish: FinishReason | None = None
     failure: str = ""
 

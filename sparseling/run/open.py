@@ -48,12 +48,12 @@ def ready(model: str | Path, kind: Kind | None = None, threads: int | None = Non
     """
     folder = resolve(model)
     tokenizer, config = tokenizer_and_config(folder)
-    native_only = kind is not None or is_packed(folder)
+    native_only = kind is not None or context is not None or is_packed(folder)
     reason = why_not(config)
     if reason is None and (native_only or not torch.cuda.is_available()):
         engine = open_engine(folder, kind, threads=threads, context=context, mtp=drafts > 0)
         return Ready(engine.config, tokenizer, Scheduler(engine, speculator=speculator_for(engine, drafts)), None)
-    if native_only or context is not None:
+    if native_only:
         raise UserError(f"{folder}: the native engine cannot run this model: {reason}; give a public folder, and no kind of weights "
                         "or context")
     loaded, tokenizer = load(folder)
@@ -89,7 +89,8 @@ def source_of_folder(folder: Path, kind: Kind | None = None, preload: bool = Fal
         packed = open_packed(folder)
         if kind not in (None, packed.kind):
             raise UserError(f"{folder}: its weights are packed in {packed.kind}, not {kind}; convert the model it came from to {kind}")
-        return source_of_packed(packed, preload)
+        source = source_of_packed(packed, preload)
+        return source if mtp else replace(source, config=source.config.replace(num_nextn_predict_layers=0))
     checkpoint = open_checkpoint(folder)
     checkpoint = checkpoint if mtp else without_mtp(checkpoint)
     return source_of_checkpoint(checkpoint, kind or default_kind(checkpoint))

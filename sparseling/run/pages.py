@@ -52,10 +52,10 @@ class PagePool:
                 else:
                     self.free.append(page)
 
-    def find(self, ids: Sequence[int]) -> list[int]:
-        """The pages, held once more, of the longest known beginning of `ids`, the last token left out: its logits are still to come."""
+    def find(self, ids: Sequence[int], key: bytes = b"") -> list[int]:
+        """The pages, held once more, of the longest known beginning of `ids`, the last token left out: its logits are still to come. `key`:
+        what their keys begin with."""
         pages: list[int] = []
-        key = b""
         for start in range(0, (len(ids) - 1) // PAGE * PAGE, PAGE):
             key = key_after(key, ids[start:start + PAGE])
             page = self.page_of.get(key)

@@ -25,6 +25,8 @@ from .sampler import GREEDY, Sampling
 from .source import source_of_model
 from .speculate import Speculator, speculator_for
 
+WITH_GUESSES = b"with guesses"  # what the keys begin with of pages that hold keys and values of the MTP layer, too
+
 
 class Scheduler:
     """Runs jobs on an engine. `prefill_tokens`: most prompt tokens in a step; `most_jobs` computed at once, the others wait in order.
@@ -145,7 +147,10 @@ class Scheduler:
         """Let waiting jobs in while there is room for their whole text so far."""
         while self.waiting and len(self.running) < self.most_jobs:
             job = self.waiting[0]
-            found = self.pool.find(job.ids[:reusable(job)])
+            if job.speculates is None:
+                job.speculates = self.speculates(job)
+                job.first_key = WITH_GUESSES if job.speculates else b""
+            found = self.pool.find(job.ids[:reusable(job)], job.first_key)
             needed = pages_for(len(job.ids) + 1) - len(found)
             if needed > self.pool.available:
                 self.pool.release(found)
@@ -154,8 +159,11 @@ class Scheduler:
             job.pages, job.computed = found + self.pool.take(needed), len(found) * PAGE
             job.keys = [self.pool.key_of[page] for page in found]
             job.cached_tokens = max(job.cached_tokens, job.computed)
-            job.speculates = self.speculator is not None and job.hidden_sum is None and self.speculator.accepts(len(self.running) + 1)
             self.running.append(job)
+
+    def speculates(self, job: Job) -> bool:
+        """Whether a job that is let in is to be guessed for."""
+        return self.speculator is not None and job.hidden_sum is None and self.speculator.accepts(len(self.running) + 1)
 
     def choose(self) -> list[Portion]:
         """Which jobs compute how many tokens now; pages are there for all of them."""
@@ -196,6 +204,9 @@ class Scheduler:
     def send_back(self, job: Job) -> None:
         self.running.remove(job)
         self.give_up_pages(job)
+        if job.hidden_sum is not None:  # all of it is read again
+            job.hidden_sum[:] = 0
+        job.speculates = None
         self.waiting.appendleft(job)
 
     def give_up_pages(self, job: Job) -> None:
@@ -203,9 +214,11 @@ class Scheduler:
         job.pages, job.keys, job.computed, job.drafts = [], [], 0, []
 
     def remember_pages(self, job: Job) -> None:
-        """Make the pages that are full now known by their text."""
+        """Make the pages that are full now known by their text; those that the MTP layer has been over apart from others."""
+        if job.first_key == WITH_GUESSES and not job.speculates:  # it has not been over these
+            return
         for number in range(len(job.keys), job.computed // PAGE):
-            before = job.keys[-1] if job.keys else b""
+            before = job.keys[-1] if job.keys else job.first_key
             job.keys.append(key_after(before, job.ids[number * PAGE:(number + 1) * PAGE]))
             self.pool.know(job.pages[number], job.keys[-1])
 
@@ -235,7 +248,7 @@ class Scheduler:
         if job in self.running:
             self.running.remove(job)
             self.give_up_pages(job)
-        else:
+        elif job in self.waiting:  # an interruption may have come between the two
             self.waiting.remove(job)
 
 

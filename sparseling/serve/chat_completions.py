@@ -11,7 +11,7 @@ from .answer import Answer, Delta
 from .errors import ApiError
 from .plan import Plan, routing_of, rule_of, sampling_of, stop_strings_of
 from .prompt import chat_prompt
-from .protocol import ChatRequest, ContentPart, NamedTool, Tool
+from .protocol import ChatRequest, NamedTool, Tool
 from .service import Answers, Service, aside_if_large
 from .tools import Call, calls_rule
 
@@ -27,7 +27,7 @@ class Chat:
     async def begin(self) -> None:
         """Check the request and submit its answers. Raises `ApiError`."""
         self.service.check_model(self.request.model)
-        size = sum(size_of(message.content) for message in self.request.messages)
+        size = len(str(self.request.model_dump()))
         plan, tools = await aside_if_large(size, lambda: plan_of(self.service, self.request))
         self.answers = await self.service.answers([plan], self.request, True, tools)
 
@@ -98,10 +98,6 @@ def fields(delta: Delta, calls_before: int) -> dict[str, Any]:
 def call_entry(call: Call) -> dict[str, Any]:
     return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
-
-def size_of(content: str | list[ContentPart] | None) -> int:
-    """Characters of a message, roughly."""
-    return len(content) if isinstance(content, str) else sum(len(part.text or "") for part in content or [])
 
 
 def plan_of(service: Service, request: ChatRequest) -> tuple[Plan, bool]:

@@ -55,7 +55,9 @@ class EngineThread:
         self.thread.join()
 
     def submit(self, jobs: list[Callable[[Scheduler], Job]]) -> list[Stream]:
-        """Give jobs to the engine, all or none. Raises `ApiError` 429 when too many wait already."""
+        """Give jobs to the engine, all or none. Raises `ApiError` 429 when too many wait already, 503 when the engine has ended."""
+        if self.thread.ident is not None and not self.thread.is_alive():
+            raise ApiError(503, "the engine has ended; the server has to be started again", code="stopping")
         if len(self.active) + len(jobs) > self.most:
             raise ApiError(429, f"{len(self.active)} answers are being computed or waiting; try again soon", code="overloaded",
                            retry_after=self.retry_after())

@@ -43,9 +43,11 @@ def read_keys(path: str | Path) -> dict[str, str]:
     for number, line in enumerate(map(str.strip, lines), start=1):
         if line and not line.startswith("#"):
             name, _, key = line.rpartition(":")
+            if not key.strip() or not key.isascii():
+                raise UserError(f"{path}:{number}: holds no key of plain letters, digits and signs; write KEY or NAME: KEY")
             keys[key_hash(key.strip())] = name.strip() or f"key-{number}"
     if not keys:
-        raise UserError(f"{path}: holds no key; write one a line, such as 'phone: ' and a long random word")
+        raise UserError(f"{path}: holds no key; write one a line, such as 'phone: LONG-RANDOM-WORD'")
     return keys
 
 

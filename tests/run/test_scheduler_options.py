@@ -171,3 +171,21 @@ def test_cancelled_at_random_with_all_kinds_of_jobs_no_page_is_lost(model: LingF
         scheduler.step()
         scheduler.cancel(rng.choice(jobs))
     assert scheduler.pool.available == 20 and all(job.finish for job in jobs)
+
+
+def test_an_embedding_that_was_sent_back_is_what_it_is_alone(model: LingForCausalLM) -> None:
+    text = [7, 3, 11, 2] * 30
+    alone = Scheduler(Engine(source_of_model(model, "fp32"), 40, 1))
+    expected = alone.submit_embedding(text)
+    while alone.busy:
+        alone.step()
+    scheduler = Scheduler(Engine(source_of_model(model, "fp32"), 14, 1), prefill_tokens=6)
+    for number in range(3):
+        scheduler.submit([number + 1] * 20, 60, sequence=number)
+    job, sent_back = scheduler.submit_embedding(text), 0
+    while scheduler.busy:
+        before = job.computed
+        scheduler.step()
+        sent_back += job.computed < before and job.finish is None
+    assert sent_back and job.hidden_sum is not None and expected.hidden_sum is not None
+    assert (job.hidden_sum == expected.hidden_sum).all()

@@ -133,9 +133,11 @@ def test_guesses_outside_of_the_cache_are_refused(model: LingForCausalLM) -> Non
     table = torch.tensor([[0, -1]], dtype=torch.int32)
     for position, room, drafts, blocks in (
         (14, 3, 3, [0]), (30, 3, 3, [0]), (0, 3, 2, [0]), (0, 0, 2, [0]), (0, 1, 1, [13]), (0, 1, 1, [-1]),
+        (0, 1, 1, []), (0, 1, 1, [3, 3]), (0, 1, 1, [4, 3]),
     ):
         with pytest.raises(ValueError, match="guess"):
-            engine.guess(states, one, torch.tensor([position]), one, table, one, torch.tensor([room]), drafts, torch.tensor(blocks))
+            engine.guess(states, one, torch.tensor([position]), one, table, one, torch.tensor([room]), drafts,
+                         torch.tensor(blocks, dtype=torch.int64))
 
 
 def test_words_that_are_not_said_are_left_out_until_they_are() -> None:
@@ -207,3 +209,20 @@ def test_guessing_ends_where_it_does_not_pay_and_stays_where_it_does(model: Ling
         for _ in range(SAMPLES):
             speculator.learn([Portion(job, 90)], 1, 100.0, 100.0)  # a prompt tells nothing
         assert speculator.accepts(1) is verdict or speculator.cost(1).gain == pytest.approx(1 / seconds)
+
+
+def test_pages_without_keys_of_the_mtp_layer_are_not_taken_by_jobs_that_guess(model: LingForCausalLM) -> None:
+    prompt = prompts_of(1)[0][:1] * 3 + [5, 9] * 40
+    engine = Engine(source_of_model(model, "fp32"), 60, 1)
+    alone = Scheduler(engine, speculator=Speculator(engine, 2, always=True))
+    run(alone, [prompt], GREEDY)
+    scheduler = Scheduler(engine, speculator=Speculator(engine, 2, always=True))
+    scheduler.submit_embedding(prompt)
+    while scheduler.busy:
+        scheduler.step()
+    [first], _, _ = run(scheduler, [prompt], GREEDY)
+    assert first.cached_tokens == 0, "the embedding left pages that nobody guesses from"
+    assert alone.speculator is not None and scheduler.speculator is not None
+    assert scheduler.speculator.accepted.tolist() == alone.speculator.accepted.tolist()
+    [again], _, _ = run(scheduler, [prompt], GREEDY)
+    assert again.cached_tokens >= 64 and again.answer == first.answer

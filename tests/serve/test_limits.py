@@ -95,6 +95,10 @@ def test_files_of_keys(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("# mine\nabc\n\nphone: d:e \n")
     assert read_keys(path) == {key_hash("abc"): "key-2", key_hash("e"): "phone: d"}
+    for empty in ("phone:", "phone: \nabc", "phone: schlüssel"):
+        path.write_text(empty)
+        with pytest.raises(UserError, match=":1: holds no key"):
+            read_keys(path)
     path.write_text("\n#\n")
     for wrong in (path, tmp_path / "missing", tmp_path):
         with pytest.raises(UserError, match="; "):
