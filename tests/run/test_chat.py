@@ -286,10 +286,17 @@ os.execv(sys.executable, [sys.executable, "-c", *sys.argv[2:]])
 
 def test_in_a_real_terminal_an_answer_streams_and_ctrl_c_stops_only_the_answer(model_folder: Path) -> None:
     code = """
-import sys, torch
+import contextlib, sys, time, torch
 from sparseling.run import chat, sampler
 torch.set_num_threads(1)
 chat.stop_ids_of = lambda tokenizer: ()                          # answers end only when stopped or full
+quick = chat.coming_tokens
+def slowly(*arguments):                                          # else they end before anybody can stop them
+    with contextlib.closing(quick(*arguments)) as coming:
+        for token in coming:
+            time.sleep(0.01)
+            yield token
+chat.coming_tokens = slowly
 sys.exit(chat.chat(sys.argv[1], sampling=sampler.Sampling(1.5, 1.0), max_new_tokens=150))
 """
     person = Pty(code, str(model_folder))
