@@ -142,7 +142,7 @@ def build_parser() -> argparse.ArgumentParser:
     report = verb("report", "write report.html of a run again", "sparseling report runs/laptop", report_verb)
     report.add_argument("run", metavar="RUN", help="run folder")
 
-    bench = verb("bench", "measure the speed of training on this machine, beside others", "sparseling bench train --json", None)
+    bench = verb("bench", "measure how fast this machine trains and answers, beside others", "sparseling bench train --json", None)
     add_subcommands(bench)
     return parser
 

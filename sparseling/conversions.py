@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from .arguments import above_zero
-from .errors import UsageError
+from .errors import UsageError, UserError
 
 PACKED = ("fp32", "bf16", "int8", "int4")
 GGUF = ("gguf-f32", "gguf-f16", "gguf-bf16", "gguf-q8_0", "gguf-q4_0")
@@ -61,6 +62,8 @@ def to_packed(options: argparse.Namespace) -> None:
 
     source = model_folder(options.model)
     if options.quality:
+        if not Path(options.quality).is_file():  # not after hours
+            raise UserError(f"--quality: {options.quality} is no file; give a text, or leave it out")
         check_room_for_quality(source)
     pack_folder(source, options.out, options.to)
     if options.quality:

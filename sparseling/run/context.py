@@ -29,8 +29,8 @@ def with_context(config: ModelConfig, context: int | None) -> tuple[ModelConfig,
     longer = config.replace(max_position_embeddings=context,
                             rope_scaling=scaling | {"factor": factor, "original_max_position_embeddings": trained})
     lacking = "" if config.rope_scaling else ", which its config lacks"
-    return longer, (f"context: {context:,} tokens by YaRN with factor {factor:g}{lacking}; the model was trained for {trained:,}, and "
-                    "short texts may come out a little worse")
+    return longer, (f"context: {context:,} tokens by YaRN with factor {factor:g}{lacking}; the model was trained for {trained:,}: "
+                    "answers get worse with the factor, all of them, unless it was trained for more")
 
 
 def pinned(config: ModelConfig) -> dict[str, object] | None:

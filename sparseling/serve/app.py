@@ -108,8 +108,14 @@ def add_errors(app: FastAPI) -> None:
         return error.response()
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_request: Request, error: RequestValidationError) -> Response:
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            why = first.get("ctx", {}).get("error", first["msg"])
+            return ApiError(400, f"body: is no JSON ({why}); mend it", None, "invalid_value").response()
+        if len(first["loc"]) == 1 and "json" not in request.headers.get("content-type", ""):
+            return ApiError(400, "body: was not sent as JSON; add the header 'Content-Type: application/json'", None,
+                            "invalid_value").response()
         place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
         return ApiError(400, f"{place or 'body'}: {first['msg']}", place or None, "invalid_value").response()
 
