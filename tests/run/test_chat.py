@@ -286,8 +286,9 @@ os.execv(sys.executable, [sys.executable, "-c", *sys.argv[2:]])
 
 def test_in_a_real_terminal_an_answer_streams_and_ctrl_c_stops_only_the_answer(model_folder: Path) -> None:
     code = """
-import contextlib, sys, time, torch
+import contextlib, signal, sys, time, torch
 from sparseling.run import chat, sampler
+signal.signal(signal.SIGINT, signal.default_int_handler)         # a terminal's; background jobs of a shell are told to ignore it
 torch.set_num_threads(1)
 chat.stop_ids_of = lambda tokenizer: ()                          # answers end only when stopped or full
 quick = chat.coming_tokens
